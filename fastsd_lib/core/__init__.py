@@ -1,0 +1,1 @@
+"""Ground floor: errors, atomic files, configs, progress. It has never heard of Stable Diffusion."""

@@ -1,0 +1,84 @@
+"""Files that are written whole or not at all, and told apart by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastsd_lib.core.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `final`; it becomes `final` only if the block succeeds.
+
+    A Colab disconnect halfway leaves the old file whole, never half of the new one.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two notebooks apart; savers read the suffix.
+    scratch = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
+    try:
+        yield scratch
+        fsync_path(scratch)
+        os.replace(scratch, final)
+        fsync_path(final.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def fsync_path(path: Path) -> None:
+    """Push one file or directory to the disk; hosts that cannot fsync a directory are forgiven."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows opens no directory
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        if path.is_file():
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file, or raise a UserError with the line and column of the damage."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
+            fix="restore the file from a backup, or delete it to start afresh.",
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file.", fix="restore it from a backup, or delete it.") from None
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that change when any part of a JSON-like `value` changes."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Which machine this is: hosts, installs from locks, wheelhouse, doctor."""

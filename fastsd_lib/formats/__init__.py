@@ -1,0 +1,1 @@
+"""Diffusers folders and single-file checkpoints, one into the other."""

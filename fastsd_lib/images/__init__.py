@@ -1,0 +1,1 @@
+"""Photos in: reading any format safely, smart crop, captions, grids."""

@@ -1,0 +1,1 @@
+"""Which models there are: the registry, the embedded base model, identification."""

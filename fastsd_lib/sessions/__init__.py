@@ -1,0 +1,1 @@
+"""A session on disk: its folder layout, its names, its manifest."""

@@ -1,0 +1,1 @@
+"""DreamBooth: training set, latent cache, loss, trainer, checkpoints."""

@@ -1,0 +1,1 @@
+"""Forms, pickers, caption editor and progress for notebooks."""

@@ -1,0 +1,1 @@
+"""One function per notebook step: rooms are introduced to each other here."""
