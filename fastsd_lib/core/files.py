@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -82,3 +83,29 @@ def fingerprint(value: Any) -> str:
     """16 hex digits that change when any part of a JSON-like `value` changes."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def plain_disk_errors(doing: str) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and their like into a UserError; `doing` is "create the session"."""
+    try:
+        yield
+    except OSError as error:
+        fix = _DISK_FIXES.get(error.errno or 0)
+        if fix is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        raise UserError(f"Could not {doing}: {os.strerror(error.errno)}{where}.", fix=fix) from None
+
+
+_DISK_FIXES = {
+    errno.ENOSPC: "free some space there, or choose another folder with --root.",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another folder with --root.",
+    errno.EACCES: "choose a folder you may write to with --root.",
+    errno.EPERM: "choose a folder you may write to with --root.",
+    errno.EROFS: "this disk is read-only: choose another folder with --root.",
+    errno.ENOTDIR: "a file stands where a folder should be: move it, or choose another folder with --root.",
+    errno.EEXIST: "a file stands where a folder should be: move it, or choose another folder with --root.",
+    errno.ENAMETOOLONG: "choose a shorter name or folder.",
+    errno.EIO: "the disk or Drive gave an error: wait a moment and run this again.",
+}

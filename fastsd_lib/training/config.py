@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from fastsd_lib.core.errors import UserError
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class DreamBoothConfig:
     """Every choice of one run; saved in its session so the run can be repeated."""
+
+    # Smallest and largest value, both allowed; core/config.py says so to whoever types another.
+    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "class_images": (0, 10_000),
+        "prior_loss_weight": (0.0, 100.0),
+        "resolution_px": (64, 2048),
+        "unet_steps": (0, 1_000_000),
+        "unet_learning_rate": (0.0, 1.0),
+        "text_encoder_steps": (0, 1_000_000),
+        "text_encoder_learning_rate": (0.0, 1.0),
+        "batch_size": (1, 256),
+        "gradient_accumulation": (1, 1024),
+        "warmup_steps": (0, 1_000_000),
+        "min_snr_gamma": (0.0, 100.0),
+        "offset_noise": (0.0, 1.0),
+        "seed": (0, 2**32 - 1),
+        "save_every_steps": (0, 1_000_000),
+        "keep_checkpoints": (1, 1000),
+        "sample_every_steps": (0, 1_000_000),
+        "sample_count": (0, 64),
+    }
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "schedule": ("constant", "linear", "cosine"),
+        "mixed_precision": ("no", "bf16", "fp16"),
+    }
 
     instance_prompt: str  # "photo of sks cat": rare token, then class noun
     class_prompt: str = ""  # "photo of a cat"; empty = no prior preservation
@@ -38,3 +63,17 @@ class DreamBoothConfig:
     @property
     def prior_preservation(self) -> bool:
         return bool(self.class_prompt.strip())
+
+    def conflicts(self) -> list[str]:
+        """What no single field can tell, one sentence each; empty when the run can start."""
+        found = []
+        if not self.instance_prompt.strip():
+            found.append('instance_prompt is empty: type a rare word and a class, such as "photo of sks cat"')
+        if self.prior_preservation and not self.class_images:
+            found.append("class_prompt asks for prior preservation, class_images is 0: type 100, or empty class_prompt")
+        if self.unet_steps == 0 and self.text_encoder_steps == 0:
+            found.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
+        if self.resolution_px % 8:
+            nearest = round(self.resolution_px / 8) * 8
+            found.append(f"resolution_px {self.resolution_px} is no multiple of 8: type {nearest}")
+        return found
