@@ -1,0 +1,213 @@
+"""Safetensors files: the header read without loading a weight, and new files written as a stream.
+
+The format: 8 bytes little-endian header length, a JSON header, then the data of all tensors without holes.
+https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import CHUNK_BYTES
+
+MAX_HEADER_BYTES = 100 * 1000 * 1000  # what the reference implementation accepts
+BYTES_PER_VALUE = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor's bytes lie: `start` and `end` count from the beginning of the file."""
+
+    dtype: str  # "F32", "F16", "BF16", "I64" ...
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors header says."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]  # in the order of their bytes
+    metadata: Mapping[str, str]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, a mebibyte at a time."""
+        tensor = self.tensors[name]
+        with self.path.open("rb") as handle:
+            handle.seek(tensor.start)
+            left = tensor.size_bytes
+            while left:
+                chunk = handle.read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    raise _damaged(self.path, "ends in the middle of its tensors")
+                left -= len(chunk)
+                yield chunk
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written; `chunks()` yields exactly the bytes that dtype and shape ask for."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes]]
+
+    @property
+    def size_bytes(self) -> int:
+        return _values(self.shape) * BYTES_PER_VALUE[self.dtype]
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Read and check the header; no weight is read, whatever the size of the file.
+
+    Raises UserError for a file that is missing, cut short, a web page, a pickle, or has an impossible header.
+    """
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as handle:
+            start = handle.read(512)
+            _refuse_other_formats(path, start)
+            (length,) = struct.unpack("<Q", start[:8])
+            if length > MAX_HEADER_BYTES:
+                raise _damaged(path, f"claims a header of {length:,} bytes")
+            if 8 + length > size_bytes:
+                raise _damaged(path, f"has {size_bytes:,} bytes but its header alone needs {8 + length:,}")
+            handle.seek(8)
+            header = json.loads(handle.read(length))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.", fix="check the path; it must end in .safetensors.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a .safetensors file.", fix="name the file itself.") from None
+    except (ValueError, RecursionError):
+        raise _damaged(path, "has a header that is not JSON") from None
+    return TensorFile(path, *_parse_header(path, header, data_start=8 + length, size_bytes=size_bytes))
+
+
+def write_tensor_file(
+    path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str], hash_key: str = ""
+) -> dict[str, str]:
+    """Write `tensors` in their order, one at a time, and return the sha256 of each by name.
+
+    Memory stays constant: never more than one chunk is held. `hash_key` names a metadata entry that receives
+    "0x" + sha256 over all tensor data, as the modelspec convention has it.
+    """
+    metadata = dict(metadata)
+    placeholder = "0x" + "?" * 64
+    if hash_key:
+        metadata[hash_key] = placeholder
+    header = _header_bytes(tensors, metadata)
+    whole, hashes = hashlib.sha256(), {}
+    with path.open("wb") as out:
+        out.write(header)
+        for tensor in tensors:
+            digest, written = hashlib.sha256(), 0
+            for chunk in tensor.chunks():
+                out.write(chunk)
+                digest.update(chunk)
+                whole.update(chunk)
+                written += len(chunk)
+            if written != tensor.size_bytes:
+                raise ValueError(f"{tensor.name}: {written} bytes given, {tensor.size_bytes} expected")
+            hashes[tensor.name] = digest.hexdigest()
+        if hash_key:  # same length, so it is patched in place once the data is known
+            out.seek(header.index(placeholder.encode()))
+            out.write(f"0x{whole.hexdigest()}".encode())
+    return hashes
+
+
+def tensor_hashes(file: TensorFile) -> dict[str, str]:
+    """Read a file back: the sha256 of every tensor by name."""
+    hashes = {}
+    for name in file.tensors:
+        digest = hashlib.sha256()
+        for chunk in file.chunks(name):
+            digest.update(chunk)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def _header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.size_bytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # readers map the data, which wants to be aligned
+    return struct.pack("<Q", len(text)) + text
+
+
+def _parse_header(
+    path: Path, header: object, data_start: int, size_bytes: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not isinstance(header, dict):
+        raise _damaged(path, "has a header that lists no tensors")
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {}
+    for name, entry in header.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+            start, end = (data_start + int(n) for n in entry["data_offsets"])
+        except (TypeError, KeyError, ValueError):
+            raise _damaged(path, f"has no proper entry for {name!r}") from None
+        if min(shape, default=0) < 0 or end - start != _values(shape) * BYTES_PER_VALUE.get(dtype, -1):
+            raise _damaged(path, f"gives {name!r} a size that does not fit its shape {list(shape)} of {dtype}")
+        tensors[name] = Tensor(dtype, shape, start, end)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    expected = data_start
+    for name, tensor in ordered.items():
+        if tensor.start != expected:
+            raise _damaged(path, f"has a gap or an overlap before {name!r}")
+        expected = tensor.end
+    if expected > size_bytes:
+        raise _damaged(path, f"has {size_bytes:,} of the {expected:,} bytes that its header promises")
+    return ordered, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _refuse_other_formats(path: Path, start: bytes) -> None:
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(
+            f"{path} is a web page, not a model: the download gave an error or log-in page.",
+            fix="open the link in a browser, log in or accept the licence there, and download the file itself.",
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the model itself.",
+            fix="run `git lfs pull` in its folder, or download the file from the model's page.",
+        )
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        raise UserError(
+            f"{path} is a pickled PyTorch file (.ckpt, .pt, .bin), which can run code when it is opened.",
+            fix="take the model's .safetensors file.",
+        )
+    if len(start) < 8:
+        raise _damaged(path, f"has only {len(start)} bytes")
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is not a whole .safetensors file: it {what}.", fix="download or copy it again.")
+
+
+def _values(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count

@@ -1,0 +1,104 @@
+"""The small files of a pipeline (configs, tokenizer) and how they travel inside a single file.
+
+SD 1.x single files hold weights only: every loader knows the rest by heart. A model of another shape or with
+another vocabulary would be lost without its own, so its file carries them in the header under "fastsd.configs".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import read_json, write_text
+
+METADATA_KEY = "fastsd.configs"
+MODEL_CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
+CARRIED = (
+    "model_index.json",
+    *MODEL_CONFIGS,
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "fastsd.json",  # how the model likes to be asked: guidance scale, steps
+)
+
+# The shape that every SD 1.x loader assumes.
+STOCK_SD1 = {
+    "unet/config.json": {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+    },
+    "vae/config.json": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4},
+    "text_encoder/config.json": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 49408},
+}
+
+
+def read_configs(folder: Path) -> dict[str, str]:
+    """The small files of a Diffusers folder, by their path in it; UserError when a model's own config lacks."""
+    texts = {name: (folder / name).read_text("utf-8") for name in CARRIED if (folder / name).is_file()}
+    for name in MODEL_CONFIGS:
+        if name not in texts:
+            raise UserError(
+                f"{folder} is not a whole Diffusers folder: {name} is missing.",
+                fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
+            )
+        read_json(folder / name)  # says the line when it is damaged
+    if "tokenizer/vocab.json" in texts and "tokenizer/merges.txt" in texts:
+        texts.pop("tokenizer/tokenizer.json", None)  # the same vocabulary a second time
+    return texts
+
+
+def write_configs(configs: Mapping[str, str], folder: Path) -> None:
+    for name in CARRIED:  # never a name that a stranger's file brings along
+        if name in configs:
+            write_text(folder / name, configs[name])
+
+
+def is_stock_sd1(configs: Mapping[str, str]) -> bool:
+    return all(
+        json.loads(configs[name]).get(key) == value
+        for name, expected in STOCK_SD1.items()
+        for key, value in expected.items()
+    )
+
+
+def pack(configs: Mapping[str, str]) -> str:
+    """One header string; JSON is kept as JSON so that one can read it there."""
+    return json.dumps({name: _parsed(name, text) for name, text in configs.items()}, separators=(",", ":"))
+
+
+def unpack(packed: str, origin: Path) -> dict[str, str]:
+    """The inverse of `pack`, from a file that may come from anywhere."""
+    try:
+        values = json.loads(packed)
+        configs = {name: _text(name, values[name]) for name in CARRIED if name in values}
+        shapes_known = all(isinstance(json.loads(configs[name]), dict) for name in MODEL_CONFIGS)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        shapes_known = False
+    if not shapes_known:
+        raise UserError(
+            f"The configs inside {origin} are damaged.", fix="export the file again from its Diffusers folder."
+        )
+    return configs
+
+
+def _parsed(name: str, text: str) -> Any:
+    if not name.endswith(".json"):
+        return text
+    value = json.loads(text)
+    if isinstance(value, dict):
+        value.pop("_name_or_path", None)  # a path on the machine that saved it
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n" if name.endswith(".json") else str(value)

@@ -1,0 +1,145 @@
+"""Which module of a Diffusers folder is which module of a single file: one small table per part.
+
+A table maps module paths to module paths; what follows a path (".weight", ".transformer_blocks.0...") stays.
+The single-file names are those of CompVis' latent-diffusion, which every SD 1.x file uses. All tables follow
+from the configs, so any depth has its layout: stock SD 1.5 as well as a three-level toy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastsd_lib.core.errors import UserError
+
+Table = dict[str, str]  # module in the folder -> module in the single file
+
+# Folder of a pipeline -> where its tensors stand in an SD 1.x single file.
+SD1_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.",
+}
+
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE_ENDS = {
+    "encoder.conv_in": "encoder.conv_in",
+    "encoder.conv_norm_out": "encoder.norm_out",
+    "encoder.conv_out": "encoder.conv_out",
+    "decoder.conv_in": "decoder.conv_in",
+    "decoder.conv_norm_out": "decoder.norm_out",
+    "decoder.conv_out": "decoder.conv_out",
+    "quant_conv": "quant_conv",
+    "post_quant_conv": "post_quant_conv",
+}
+VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+# diffusers before 0.15 wrote these; folders from then are still around.
+VAE_ATTENTION_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+# Modules that a model may lack: everything else in a table must be there.
+OPTIONAL = ("conv_shortcut", "skip_connection", "nin_shortcut", "mid_block.attentions", "mid.attn_1", "quant_conv")
+
+
+def unet_table(config: Mapping[str, Any]) -> Table:
+    """UNet2DConditionModel's modules; sources: openaimodel.py of CompVis/latent-diffusion.
+
+    `input_blocks` counts every residual block and downsampler in one row, `output_blocks` likewise.
+    """
+    levels = len(config["block_out_channels"])
+    layers = config.get("layers_per_block", 2)
+    if not isinstance(layers, int):
+        raise UserError(
+            "This U-Net has a different number of layers per level, which SD 1.x files cannot express.",
+            fix="keep it as a Diffusers folder.",
+        )
+    table = dict(UNET_ENDS)
+    row = 1
+    for level, kind in enumerate(config["down_block_types"]):
+        for layer in range(layers):
+            table |= _resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{row}.0", UNET_RESNET)
+            if "CrossAttn" in kind:
+                table[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{row}.1"
+            row += 1
+        if level < levels - 1:
+            table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{row}.0.op"
+            row += 1
+    for side in (0, 1):
+        table |= _resnet(f"mid_block.resnets.{side}", f"middle_block.{2 * side}", UNET_RESNET)
+    table["mid_block.attentions.0"] = "middle_block.1"
+    row = 0
+    for level, kind in enumerate(config["up_block_types"]):
+        attends = "CrossAttn" in kind
+        for layer in range(layers + 1):
+            table |= _resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{row}.0", UNET_RESNET)
+            if attends:
+                table[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{row}.1"
+            row += 1
+        if level < levels - 1:
+            table[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{row - 1}.{2 if attends else 1}.conv"
+    return table
+
+
+def vae_table(config: Mapping[str, Any]) -> Table:
+    """AutoencoderKL's modules; sources: model.py of CompVis/latent-diffusion, whose decoder counts upwards."""
+    levels = len(config["block_out_channels"])
+    layers = config.get("layers_per_block", 1)
+    table = dict(VAE_ENDS)
+    for level in range(levels):
+        mirrored = levels - 1 - level
+        for layer in range(layers):
+            table |= _resnet(
+                f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}", VAE_RESNET
+            )
+        for layer in range(layers + 1):
+            table |= _resnet(
+                f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{mirrored}.block.{layer}", VAE_RESNET
+            )
+        if level < levels - 1:
+            table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
+            table[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"decoder.up.{mirrored}.upsample.conv"
+    for side in ("encoder", "decoder"):
+        for number in (0, 1):
+            table |= _resnet(
+                f"{side}.mid_block.resnets.{number}", f"{side}.mid.block_{number + 1}", VAE_RESNET
+            )
+        table |= _resnet(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", VAE_ATTENTION)
+    return table
+
+
+def text_encoder_table() -> Table:
+    """CLIP keeps its own names, under `text_model.`: transformers 5.6 and later leave that word out on disk."""
+    return {"text_model": "text_model"}
+
+
+def rename(name: str, table: Mapping[str, str]) -> str | None:
+    """The tensor's name on the other side, by its longest known module path; None when no path is known."""
+    head = name
+    while head := head.rpartition(".")[0]:
+        if head in table:
+            return table[head] + name[len(head) :]
+    return None
+
+
+def missing_modules(names: set[str], table: Mapping[str, str]) -> list[str]:
+    """Modules of the table without any tensor among `names`, although every model of this shape has them."""
+    seen = {name[:cut] for name in names for cut in range(len(name)) if name[cut] == "."}
+    return [module for module in table if module not in seen and not any(word in module for word in OPTIONAL)]
+
+
+def _resnet(ours: str, theirs: str, inner: Table) -> Table:
+    return {f"{ours}.{mine}": f"{theirs}.{foreign}" for mine, foreign in inner.items()}
