@@ -1,0 +1,151 @@
+"""A resumable state on disk: weights, optimizer and position, sealed by a manifest that is written last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import fingerprint, fsync_path, read_json, sha256_file, write_json
+
+SCHEMA = 1
+MANIFEST = "MANIFEST.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One directory under checkpoints/; `step` counts both stages, the text encoder's first."""
+
+    path: Path
+    step: int
+    total_steps: int
+    stage: str  # "text encoder" or "U-Net"
+    run: str  # fingerprint of base model, training set and config: a run resumes only its own
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+
+def save_checkpoint(folder: Path, *, step: int, total_steps: int, stage: str, run: str, modules: dict[str, torch.nn.Module],
+                    optimizer: torch.optim.Optimizer | None, extra: dict[str, Any]) -> Checkpoint:  # fmt: skip
+    """Write a new directory beside its final name, verify it, seal it, then rename: whole or not at all."""
+    final = folder / f"step_{step:06d}"
+    if final.exists():  # another run, or an unsealed leftover, has the name: it is not ours to overwrite
+        final = folder / f"step_{step:06d}-{run[:8]}"
+    scratch = folder / f".{final.name}.{os.getpid()}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        for name, module in modules.items():
+            weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+            save_file(weights, scratch / f"{name}.safetensors")
+        if optimizer is not None:
+            save_file(_optimizer_tensors(optimizer), scratch / OPTIMIZER_FILE)
+        files = {}
+        for path in sorted(scratch.iterdir()):
+            fsync_path(path)
+            files[path.name] = [path.stat().st_size, sha256_file(path)]
+        manifest = {"schema": SCHEMA, "step": step, "total_steps": total_steps, "stage": stage, "run": run, "files": files, **extra}
+        write_json(scratch / MANIFEST, {**manifest, "seal": fingerprint(manifest)})
+        os.replace(scratch, final)
+        fsync_path(folder)
+    except OSError as error:
+        raise UserError(
+            f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}.",
+            fix="free some space (fastsd session free-space NAME) and run again with --resume; older checkpoints are untouched.",
+        ) from error
+    except Exception as error:
+        if "No space left" not in str(error):  # safetensors wraps the system's error in its own
+            raise
+        raise UserError(
+            f"The checkpoint of step {step} could not be written to {folder}: no space left on the device.",
+            fix="free some space and run again with --resume; older checkpoints are untouched.",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Checkpoint(final, step, total_steps, stage, run)
+
+
+def list_checkpoints(folder: Path, run: str | None = None) -> list[Checkpoint]:
+    """Sealed checkpoints, oldest first, of one run or of all; what has no manifest does not count."""
+    found = []
+    for path in folder.glob("step_*") if folder.is_dir() else ():
+        manifest = _sealed_manifest(path)
+        if manifest and (run is None or manifest["run"] == run):
+            found.append(Checkpoint(path, manifest["step"], manifest["total_steps"], manifest["stage"], manifest["run"]))
+    return sorted(found, key=lambda one: (one.step, one.path.name))
+
+
+def newest_intact(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of `run` whose every byte is as it was written, and what was passed over, with the reason."""
+    rejected = []
+    for checkpoint in reversed(list_checkpoints(folder, run)):
+        damage = find_damage(checkpoint.path)
+        if not damage:
+            return checkpoint, rejected
+        rejected.append(f"{checkpoint.path.name}: {damage}")
+    return None, rejected
+
+
+def find_damage(path: Path) -> str:
+    """Empty for an intact checkpoint, else the first fault."""
+    manifest = _sealed_manifest(path)
+    if manifest is None:
+        return f"{MANIFEST} is missing or damaged"
+    for name, (size, digest) in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or sha256_file(file) != digest:
+            return f"{name} is damaged"
+    return ""
+
+
+def load_weights(checkpoint: Checkpoint, name: str, module: torch.nn.Module) -> None:
+    module.load_state_dict(load_file(checkpoint.path / f"{name}.safetensors"))
+
+
+def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the optimizer with the state of the same parameters, in the same order."""
+    file = checkpoint.path / OPTIMIZER_FILE
+    if not file.is_file():
+        return
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def prune(folder: Path, run: str, keep: int) -> None:
+    """Delete the oldest sealed checkpoints of this run, but for the newest `keep`; nobody else's files."""
+    for checkpoint in list_checkpoints(folder, run)[:-keep]:
+        (checkpoint.path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whatever dies
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _sealed_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = read_json(path / MANIFEST)
+        seal = manifest.pop("seal")
+    except (OSError, UserError, KeyError, AttributeError, TypeError):
+        return None
+    return manifest if seal == fingerprint(manifest) and manifest.get("schema") == SCHEMA else None
