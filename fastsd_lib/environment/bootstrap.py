@@ -1,0 +1,337 @@
+"""The project's own `.venv/`: made, filled from the locks, repaired. Standard library only.
+
+uv does the work: it is fetched first (one wheel, pinned with its hash) by the pip of the running Python, or straight
+from the package index where Python came without pip, as on Debian. Where uv has no wheel, pip installs the same pins.
+A run that was killed is repaired by the next one: what is wholly there is kept, the rest is installed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import importlib.util
+import io
+import os
+import platform
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.progress import duration
+from fastsd_lib.environment import failures, hosts, installed, locks, markers, pip_settings, profiles
+from fastsd_lib.environment.locks import Pin
+
+Say = Callable[[str], None]
+REPOSITORY = Path(__file__).resolve().parents[2]
+NEEDED_MIB = {"cpu": 2200, "default": 9000}  # a fresh "all" with each build of torch, measured
+
+
+@dataclass(frozen=True)
+class Venv:
+    """A virtual environment of the project."""
+
+    path: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def packages(self) -> Path | None:
+        return installed.site_packages(self.path)
+
+    @property
+    def uv(self) -> Path:
+        return self.path / "uv" / ("Scripts/uv.exe" if os.name == "nt" else "bin/uv")
+
+    @property
+    def python_version(self) -> str:
+        """The version of its Python, "" if there is no working environment."""
+        try:
+            text = (self.path / "pyvenv.cfg").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+        found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+\.\d+)", text, re.MULTILINE)
+        return found[1] if found and self.python.exists() and self.packages else ""
+
+    @property
+    def is_running(self) -> bool:
+        """True inside this environment's own Python."""
+        return Path(sys.prefix).resolve() == self.path.resolve()
+
+
+def project_venv() -> Venv:
+    return Venv(REPOSITORY / ".venv")
+
+
+def missing(venv: Venv, profile: str) -> list[Pin]:
+    """The pins of `profile` that `venv` does not have in exactly that version.
+
+    A torch that is there and new enough stays, whatever its build and however it came.
+    """
+    version = venv.python_version
+    have = installed.versions(venv.packages) if version else {}
+    torch = have.get("torch", "")
+    builds = {locks.read_lock(f"torch-{build}")[0].version: build for build in ("cpu", "default")}
+    if torch in builds:
+        build = builds[torch]
+    else:
+        build = torch_build(venv) if "torch" in profiles.packages(profile) else "cpu"
+    wanted = locks.pins_for(profile, markers.environment(version or None), build)
+    if torch and torch not in builds and markers.satisfies(torch, profiles.floor("torch", profile)):
+        wanted = [pin for pin in wanted if pin.name != "torch" and not locks.CUDA_ONLY.fullmatch(pin.name)]
+    return [pin for pin in wanted if have.get(pin.name) != pin.version]
+
+
+def torch_build(venv: Venv) -> str:
+    """ "default" (CUDA on Linux) where an NVIDIA GPU is present or no CPU wheel can be had, else "cpu"."""
+    if sys.platform == "darwin" or hosts.has_nvidia_gpu():
+        return "default"
+    return "cpu" if cpu_torch_source(venv) is not None else "default"
+
+
+def cpu_torch_source(venv: Venv) -> str | None:
+    """Where a CPU wheel of torch comes from: "" = where pip already looks, a URL = that index, None = nowhere."""
+    pin = locks.read_lock("torch-cpu")[0]
+    version = venv.python_version or platform.python_version()
+    tag = "cp" + "".join(version.split(".")[:2])
+    wheels = f"torch-{pin.version}-{tag}-{tag}-*{platform.machine().lower()}.whl"
+    settings = pip_settings.read()
+    if any(next(folder.glob(wheels), None) for folder in settings.local_folders):
+        return ""
+    if any("download.pytorch.org/whl/cpu" in url for url in (*settings.extra_index_urls, settings.index_url)):
+        return ""
+    return locks.CPU_INDEX if not settings.no_index and _answers(locks.CPU_INDEX + "/torch/") else None
+
+
+def _answers(url: str) -> bool:
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=5, context=_tls()):
+            return True
+    except OSError:
+        return False
+
+
+def _tls() -> ssl.SSLContext:
+    cert = pip_settings.read().cert
+    return ssl.create_default_context(cafile=cert if cert and Path(cert).is_file() else None)
+
+
+def ensure(profile: str, venv: Venv, say: Say, installer: str = "uv") -> bool:
+    """Make `venv` hold `profile`; False if there was nothing to do. Raises UserError for what a user can mend."""
+    broken = installed.clear_broken(venv.packages)
+    todo = missing(venv, profile)
+    if not todo and venv.python_version:
+        _open_door(venv)
+        return False
+    started = time.monotonic()
+    try:
+        if broken:
+            say(f"Repairing an interrupted install ({', '.join(broken[:5])}).")
+        _check_space(venv, todo)
+        installer = make(venv, installer)
+        todo = missing(venv, profile)
+        build = " (torch for the CPU: no NVIDIA GPU here)" if any("+cpu" in pin.version for pin in todo) else ""
+        say(f"Installing {profile} into {venv.path}: {len(todo)} packages{build} ...")
+        install(venv, todo, installer)
+        _open_door(venv)
+    except OSError as error:
+        raise failures.from_os_error(error, venv.path) from None
+    left = missing(venv, profile)
+    if left:
+        names = ", ".join(pin.name for pin in left[:5])
+        raise UserError(f"After the install {names} are still missing.", fix=f"delete {venv.path} and run it again.")
+    say(f"Installed {len(todo)} packages in {duration(time.monotonic() - started)}.")
+    return True
+
+
+def _check_space(venv: Venv, todo: list[Pin]) -> None:
+    """Refuse before the download what would fail after it: only torch is big enough to be worth asking."""
+    torch = next((pin for pin in todo if pin.name == "torch"), None)
+    place = next(path for path in (venv.path, *venv.path.parents) if path.exists())
+    if torch is not None:
+        needed = NEEDED_MIB["cpu" if torch.version.endswith("+cpu") else "default"]
+        if shutil.disk_usage(place).free >> 20 < needed // 2:
+            raise failures.disk_full(venv.path)
+
+
+# -- the environment and its installer ----------------------------------------------------------------------------------
+
+
+def make(venv: Venv, installer: str = "uv") -> str:
+    """Create `venv` if it does not work yet; returns the installer to use, "uv" or "pip"."""
+    venv.path.mkdir(parents=True, exist_ok=True)
+    (venv.path / ".writable").write_text("")  # a read-only place is found out here, not after a download
+    (venv.path / ".writable").unlink()
+    if installer == "uv" and not venv.uv.exists() and not fetch_uv(venv):
+        installer = "pip"
+    if venv.python_version:
+        return installer
+    if installer == "uv":
+        options = ["venv", "--allow-existing", "--no-project", "--python", sys.executable, str(venv.path)]
+        run([str(venv.uv), "--quiet", *options], venv)
+    else:
+        if importlib.util.find_spec("ensurepip") is None:
+            raise no_pip()
+        run([sys.executable, "-m", "venv", str(venv.path)], venv)
+    return installer
+
+
+def no_pip() -> UserError:
+    return UserError(
+        f"This Python ({sys.executable}) has neither pip nor ensurepip, and uv could not be fetched.",
+        fix="sudo apt install python3-venv python3-pip (Debian, Ubuntu), then run the same command again.",
+    )
+
+
+def fetch_uv(venv: Venv) -> bool:
+    """Put uv into the environment's folder; False if this system has no uv."""
+    if importlib.util.find_spec("pip") is None:
+        return _download_uv(venv)
+    with tempfile.TemporaryDirectory(dir=venv.path) as scratch:
+        wanted = Path(scratch, "uv.txt")
+        wanted.write_text(locks.as_requirements(locks.read_lock("uv")))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--require-hashes", "--no-warn-script-location", "--no-cache-dir"]
+        command += ["--target", str(venv.path / "uv"), "--upgrade", "-r", str(wanted)]
+        ran = _run_quietly(command, venv)
+    if ran.returncode == 0:
+        return True
+    error = failures.explain(ran.stderr + ran.stdout, venv.path)
+    if failures.NOT_FOUND.search(ran.stderr) and not failures.NO_NETWORK.search(ran.stderr):
+        return False
+    raise error
+
+
+def _download_uv(venv: Venv) -> bool:
+    """As pip would, for a Python without pip: the index page, the wheel whose hash the lock knows, unpacked."""
+    pin = locks.read_lock("uv")[0]
+    index = (pip_settings.read().index_url or "https://pypi.org/simple").rstrip("/") + "/uv/"
+    try:
+        with urllib.request.urlopen(index, timeout=30, context=_tls()) as answer:
+            page = answer.read().decode()
+        for link, name in re.findall(r'<a[^>]*href="([^"]+)"[^>]*>\s*([^<]+?)\s*</a>', page):
+            if name.startswith(f"uv-{pin.version}-") and _fits_here(name):
+                with urllib.request.urlopen(
+                    urllib.request.urljoin(index, html.unescape(link)) if "//" not in link else html.unescape(link),
+                    timeout=60,
+                    context=_tls(),
+                ) as answer:
+                    wheel = answer.read()
+                break
+        else:
+            return False
+    except OSError as error:
+        raise failures.explain(f"Failed to fetch `{index}` {error}", venv.path) from None
+    if f"sha256:{hashlib.sha256(wheel).hexdigest()}" not in pin.hashes:
+        raise failures.explain(f"Hash mismatch for `{name}`", venv.path)
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        data = archive.read(next(one for one in archive.namelist() if one.endswith("/uv")))
+    venv.uv.parent.mkdir(parents=True, exist_ok=True)
+    venv.uv.write_bytes(data)
+    venv.uv.chmod(0o755)
+    return True
+
+
+def _fits_here(wheel: str) -> bool:
+    machine = platform.machine().lower().replace("arm64", "aarch64" if sys.platform != "darwin" else "arm64")
+    system = {"linux": "manylinux", "darwin": "macosx"}.get(sys.platform, sys.platform)
+    return machine in wheel and system in wheel
+
+
+# -- installing -----------------------------------------------------------------------------------------------------------
+
+
+def install(venv: Venv, pins: list[Pin], installer: str) -> None:
+    """Install exactly `pins`, each checked against its hashes; torch's CPU build from its own index if need be."""
+    source = cpu_torch_source(venv) if any(pin.version.endswith("+cpu") for pin in pins) else ""
+    apart = [pin for pin in pins if source and pin.name == "torch"]
+    if apart:
+        _install_some(venv, apart, installer, index=source)
+    _install_some(venv, [pin for pin in pins if pin not in apart], installer)
+
+
+def _install_some(venv: Venv, pins: list[Pin], installer: str, index: str = "") -> None:
+    with tempfile.TemporaryDirectory(dir=venv.path) as scratch:
+        wanted = Path(scratch, "pins.txt")
+        wanted.write_text(locks.as_requirements(pins))
+        options = ["--no-deps", "--require-hashes", "-r", str(wanted)]
+        if installer == "uv":
+            where = ["--default-index", index] if index else pip_settings.read().uv_options()
+            run([str(venv.uv), "pip", "install", "--python", str(venv.python), *where, *options], venv)
+        else:
+            where = ["--index-url", index] if index else []
+            pip = [str(venv.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+            run([*pip, "--only-binary", ":all:", *where, *options], venv)
+
+
+def run(command: list[str], venv: Venv) -> None:
+    """Run an installer; what it says in the end is explained if it fails."""
+    ran = _run_quietly(command, venv)
+    if ran.returncode:
+        raise failures.explain(ran.stderr + ran.stdout, venv.path)
+
+
+def _run_quietly(command: list[str], venv: Venv) -> subprocess.CompletedProcess[str]:
+    surroundings = {**os.environ, **pip_settings.read().uv_environment()}
+    surroundings.pop("VIRTUAL_ENV", None)
+    if "UV_CACHE_DIR" not in surroundings and not _writable(Path.home() / ".cache"):
+        surroundings["UV_CACHE_DIR"] = str(venv.path / "uv" / "cache")
+    with _clock():
+        return subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False)
+
+
+@contextmanager
+def _clock() -> Iterator[None]:
+    """Seconds running on a terminal, so that a long download does not look like a dead program."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done, started = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            sys.stderr.write(f"\r\033[K  {duration(time.monotonic() - started)}")
+            sys.stderr.flush()
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticker.join()
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+
+
+def _writable(folder: Path) -> bool:
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(place, os.W_OK)
+
+
+def _open_door(venv: Venv) -> None:
+    """Let the environment import this repository, and give it the `fastsd` command."""
+    door = venv.packages / "fastsd.pth"
+    if not door.is_file() or door.read_text(encoding="utf-8") != f"{REPOSITORY}\n":
+        door.write_text(f"{REPOSITORY}\n", encoding="utf-8")
+    if os.name == "nt":
+        command, text = venv.python.with_name("fastsd.cmd"), f'@"{venv.python}" -m fastsd_lib %*\n'
+    else:
+        command, text = venv.python.with_name("fastsd"), f'#!/bin/sh\nexec "{venv.python}" -m fastsd_lib "$@"\n'
+    if not command.is_file() or command.read_text(encoding="utf-8") != text:
+        command.write_text(text, encoding="utf-8")
+        command.chmod(0o755)

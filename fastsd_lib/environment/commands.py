@@ -1,0 +1,105 @@
+"""The commands that work before anything is installed: install, doctor, lab, demo, test."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fastsd_lib.environment import bootstrap, profiles
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Parse and run one of these commands; UserError is for the caller to print."""
+    parser = argparse.ArgumentParser(prog="fastsd", allow_abbrev=False)
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.run not in {_test, _demo, _lab}:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options.run(options, rest)
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    """Add the five commands to a parser; each sets `run(options, rest) -> int`."""
+    install = subparsers.add_parser("install", help="install only what is missing", allow_abbrev=False)
+    install.add_argument("profile", nargs="?", default="train", metavar="|".join(profiles.PROFILES))
+    install.add_argument("--venv", type=Path, metavar="DIR", help="another place than .venv in the project")
+    install.add_argument("--with", dest="installer", choices=("uv", "pip"), default="uv", help="who installs (uv)")
+    install.add_argument("--make-wheelhouse", type=Path, metavar="DIR", help="write one archive of all wheels to DIR")
+    install.add_argument("--wheelhouse", type=Path, metavar="DIR", help="install from that archive, without network")
+    install.add_argument(
+        "--allow-replace", action="append", default=[], metavar="NAME", help="let a host's own package change"
+    )
+    install.add_argument("--update-locks", action="store_true", help="resolve pyproject.toml anew (maintainers)")
+    install.add_argument("--torch", metavar="VERSION", help="with --update-locks: the torch release to lock")
+    install.set_defaults(run=_install)
+
+    doctor = subparsers.add_parser(
+        "doctor",
+        help="what this machine has, what is broken, what to type",
+        epilog="Exit status: 0 if all is well, 1 if a fault was found.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("profile", nargs="?", default="train", metavar="|".join(profiles.PROFILES))
+    doctor.add_argument("--fix", action="store_true", help="do what can be done about the faults")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument("--deep", action="store_true", help="also import torch and the rest (slow)")
+    doctor.set_defaults(run=_doctor)
+
+    for name, run, text in (
+        ("lab", _lab, "JupyterLab on the notebooks; further arguments go to it"),
+        ("demo", _demo, "from photos to a trained model and a before/after grid, without network or GPU"),
+        ("test", _test, "the whole test suite; further arguments go to pytest"),
+    ):
+        subparsers.add_parser(name, help=text, add_help=name == "demo", allow_abbrev=False).set_defaults(run=run)
+
+
+def _install(options: argparse.Namespace, rest: list[str]) -> int:
+    profile = profiles.check_profile(options.profile)
+    venv = bootstrap.Venv(options.venv.absolute()) if options.venv else bootstrap.project_venv()
+    if options.update_locks:
+        from fastsd_lib.environment import locks
+
+        bootstrap.make(venv)
+        locks.update_locks(venv.uv, bootstrap.REPOSITORY / "pyproject.toml", options.torch)
+        say(f"Wrote {profiles.LOCKS}.")
+        return 0
+    from fastsd_lib.environment import install
+
+    install.ensure(profile, venv=venv, installer=options.installer, report=say)
+    return 0
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.environment import doctor
+
+    return doctor.main(options.profile, fix=options.fix, as_json=options.json, deep=options.deep)
+
+
+def _lab(options: argparse.Namespace, rest: list[str]) -> int:
+    notebooks = bootstrap.REPOSITORY / "notebooks"
+    say(f"JupyterLab on {notebooks} (Ctrl-C twice to end it)")
+    return subprocess.run([sys.executable, "-m", "jupyterlab", *rest], cwd=notebooks, check=False).returncode
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.workflows import demo
+
+    return demo.run(rest)
+
+
+def _test(options: argparse.Namespace, rest: list[str]) -> int:
+    own = {"-n", "--numprocesses", "--pdb", "--collect-only", "--co"}
+    workers = os.cpu_count() or 1
+    spread = [] if own & {word.split("=")[0] for word in rest} else ["-n", str(min(workers, 8)), "--dist", "loadfile"]
+    # One thread per worker: torch would start as many as there are cores in each of them.
+    surroundings = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [sys.executable, "-m", "pytest", *spread, *rest]
+    say(f"pytest on {bootstrap.REPOSITORY / 'tests'} ({' '.join(spread) or 'one process'})")
+    return subprocess.run(command, cwd=bootstrap.REPOSITORY, env=surroundings, check=False).returncode

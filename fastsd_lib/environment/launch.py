@@ -1,0 +1,106 @@
+"""Which Python runs a command: this one, or that of `.venv/`, which is made first if need be.
+
+| command | before it runs |
+|---|---|
+| `install`, `doctor` | nothing: they run in whatever Python there is |
+| `demo`, `lab`, `test` | `.venv/` is made or completed |
+| those of the `core` profile | the same, if this Python lacks the packages (some seconds) |
+| the others | one line says what to type: their profiles are large, and that is the user's choice |
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import subprocess
+import sys
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.environment import bootstrap, commands, hosts, profiles
+
+OWN_COMMANDS = ("install", "doctor", "lab", "demo", "test")
+PROFILE_OF = {
+    "demo": "train",
+    "lab": "train",
+    "test": "all",
+    "session": "core",
+    "train": "train",
+    "generate": "train",
+    "identify": "core",
+    "convert": "train",
+    "models": "core",
+    "webui": "webui",
+    "vit": "vit",
+    "benchmark": "train",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run one command line; 2 and two lines on stderr for anything a user can cause."""
+    try:
+        return _run(argv)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. The same command goes on where this one stopped.\n")
+        return 130
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    command = next((word for word in argv if not word.startswith("-")), "")
+    if not command or ({"-h", "--help"} & set(argv) and command not in OWN_COMMANDS):
+        return _command_line(argv)
+    if command not in PROFILE_OF and command not in OWN_COMMANDS:
+        known = sorted({*PROFILE_OF, *OWN_COMMANDS})
+        close = difflib.get_close_matches(command, known, 1)
+        hint = f"did you mean: python3 -m fastsd_lib {close[0]}" if close else f"one of: {', '.join(known)}"
+        raise UserError(f"There is no command {command!r}.", fix=hint)
+    if command in {"install", "doctor"} or {"-h", "--help"} & set(argv):
+        return commands.main(argv)
+
+    profile = PROFILE_OF[command]
+    venv = bootstrap.project_venv()
+    if not venv.is_running and not _has(profile):
+        if command not in OWN_COMMANDS and profile != "core" and bootstrap.missing(venv, profile):
+            raise UserError(
+                f"`{command}` needs the {profile} packages, which are not installed here.",
+                fix=f"python3 -m fastsd_lib install {profile}",
+            )
+        bootstrap.ensure(profile, venv, commands.say)
+        return hand_over(venv, argv)
+    if venv.is_running and command in OWN_COMMANDS:  # a larger profile than the one it was made for
+        bootstrap.ensure(profile, venv, commands.say)
+    return commands.main(argv) if command in OWN_COMMANDS else _command_line(argv)
+
+
+def _has(profile: str) -> bool:
+    """True if the running Python can import what the profile's commands need: Colab's can, a bare one cannot."""
+    signs = profiles.SIGN_OF[profile]
+    if hosts.which() not in hosts.READY_MADE and bootstrap.project_venv().python_version:
+        return False  # the project's own environment is there: it is the one that was asked for
+    return all(importlib.util.find_spec(module) for module in signs)
+
+
+def _command_line(argv: list[str]) -> int:
+    from fastsd_lib import cli  # the whole command line; light, but not needed to install
+
+    return cli.main(argv)
+
+
+def hand_over(venv: bootstrap.Venv, argv: list[str]) -> int:
+    """Run the same command in the environment's Python, with our stdin, stdout and exit status."""
+    if venv.is_running:
+        raise UserError(f"{venv.path} is running already but lacks packages.", fix=f"delete {venv.path} and try again.")
+    command = [str(venv.python), "-m", "fastsd_lib", *argv]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":  # there, exec returns to the shell before the command is done
+        return subprocess.run(command, check=False).returncode
+    os.execv(command[0], command)
+
+
