@@ -1,0 +1,162 @@
+"""Base models by name: the embedded one, a folder, a file, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.model_files import Family, ModelFiles
+from fastsd_lib.models.identify import identify
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
+TRAIN_EMBEDDED = "python3 benchmarks/tiny_model/train.py"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One line of `models list`."""
+
+    name: str  # "embedded" or a Hugging Face id
+    family: Family
+    resolution_px: int
+    download_mb: int  # 0 = comes with the project
+    licence: str
+    about: str
+    aliases: tuple[str, ...] = ()
+
+
+KNOWN_MODELS = (
+    KnownModel(EMBEDDED, "sd1", 64, 0, "Apache-2.0", "tiny model that comes with fastsd: tests, demos, no network"),
+    KnownModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", 512, 5500, "CreativeML OpenRAIL-M",
+        "Stable Diffusion 1.5, the usual base for DreamBooth", ("1.5", "sd15", "sd1.5", "v1-5"),
+    ),
+    KnownModel(
+        "CompVis/stable-diffusion-v1-4", "sd1", 512, 5500, "CreativeML OpenRAIL-M",
+        "Stable Diffusion 1.4", ("1.4", "sd14", "sd1.4", "v1-4"),
+    ),
+)  # fmt: skip
+
+# Hugging Face's own rule for "organisation/name".
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+# The parts of an SD 1.x pipeline that have weights; a safety checker is never fetched.
+PARTS = ("unet", "vae", "text_encoder")
+SMALL_FILES = re.compile(r"(model_index\.json|fastsd\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt))")
+
+
+def base_model(name_or_path: str | Path = EMBEDDED, token: str | None = None) -> ModelFiles:
+    """The model files behind a name, an alias, a path or a Hugging Face id; downloads when it must.
+
+    `token` (or HF_TOKEN, or the one stored by `hf auth login`) opens gated models; it is never printed.
+    Raises UserError for unknown names, missing files, gated models and a missing network.
+    """
+    name = str(name_or_path).strip()
+    path = Path(name).expanduser()
+    if name == EMBEDDED:
+        return _embedded(EMBEDDED_FOLDER)
+    if name and path.exists():
+        return identify(path).model_files
+    known = {alias: model.name for model in KNOWN_MODELS for alias in (*model.aliases, model.name)}
+    hub_id = known.get(name, name)
+    if path.suffix in (".safetensors", ".ckpt", ".pt") or path.is_absolute() or not HUB_ID.fullmatch(hub_id):
+        raise _unknown(name, known)
+    return download(hub_id, token=token)
+
+
+def download(hub_id: str, token: str | None = None, endpoint: str | None = None) -> ModelFiles:
+    """Fetch a pipeline from the Hugging Face Hub into its usual cache: safetensors only, each part once.
+
+    What the cache holds whole is used without the network.
+    """
+    require("huggingface_hub", group="train")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    token = token or os.environ.get("HF_TOKEN") or None
+    try:
+        files = HfApi(endpoint=endpoint, token=token).list_repo_files(hub_id)
+    except Exception as error:  # httpx below 1.0, requests above: the library changed its errors with its client
+        try:
+            cached = snapshot_download(hub_id, local_files_only=True)
+            return identify(Path(cached)).model_files
+        except (LocalEntryNotFoundError, UserError):
+            raise _download_error(hub_id, error, token) from None
+    wanted = wanted_files(hub_id, files)
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=wanted, token=token, endpoint=endpoint)
+    except Exception as error:
+        raise _download_error(hub_id, error, token) from None
+    return identify(Path(folder)).model_files
+
+
+def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:
+    """Of a repository's files, those that make one pipeline: configs, tokenizer, one set of safetensors."""
+    files = list(files)
+    wanted = [name for name in files if SMALL_FILES.fullmatch(name) and not name.endswith(".index.json")]
+    if "model_index.json" not in wanted:
+        raise UserError(
+            f"{hub_id} on Hugging Face is not a Diffusers pipeline: it has no model_index.json.",
+            fix="download its .safetensors checkpoint and give the path of that file.",
+        )
+    for part in PARTS:
+        weights = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
+        plain = [name for name in weights if re.fullmatch(r"[^.]+(-\d+-of-\d+)?\.safetensors", name)]
+        half = [name for name in weights if name.endswith(".fp16.safetensors")]
+        if not plain and not half:
+            raise UserError(
+                f"{hub_id} on Hugging Face has no .safetensors weights in {part}/.",
+                fix="take a repository with safetensors; pickled .bin files are not opened.",
+            )
+        wanted += plain or half
+        wanted += [name for name in files if plain and name.startswith(f"{part}/") and name.endswith("tensors.index.json")]
+    return wanted
+
+
+def _embedded(folder: Path) -> ModelFiles:
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"The embedded model is not there ({folder}).", fix=f"train it: {TRAIN_EMBEDDED}")
+    return identify(folder).model_files
+
+
+def _unknown(name: str, known: Iterable[str]) -> UserError:
+    if "/" in name or "\\" in name or Path(name).suffix in (".safetensors", ".ckpt", ".pt"):
+        return UserError(f"There is no file or folder {name}.", fix="check the path; ~ stands for your home folder.")
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or [EMBEDDED, KNOWN_MODELS[1].name]
+    return UserError(
+        f"No model {name!r} (nearest: {', '.join(near)}).",
+        fix="take one of these, a folder, a .safetensors file, or a Hugging Face id such as org/name.",
+    )
+
+
+def _download_error(hub_id: str, error: Exception, token: str | None) -> UserError:
+    """One clear line per cause; the library's own text may quote the request and is not repeated."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    page = f"https://huggingface.co/{hub_id}"
+    kind = type(error).__name__
+    if kind == "GatedRepoError" or status == 403:
+        return UserError(
+            f"{hub_id} is gated: its licence must be accepted first.",
+            fix=f"open {page}, accept, then give a token of that account (token=..., or HF_TOKEN).",
+        )
+    if status == 401 and token:
+        return UserError(f"Hugging Face refused the token for {hub_id}.", fix="make a new one: huggingface.co/settings/tokens")
+    if kind in ("RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError") or status in (401, 404):
+        return UserError(
+            f"Hugging Face has no public model {hub_id}.",
+            fix=f"check the spelling at {page}; a private model needs a token (token=..., or HF_TOKEN).",
+        )
+    if status is not None:
+        return UserError(f"Hugging Face answered {status} for {hub_id}.", fix="try again in a few minutes.")
+    if isinstance(error, OSError) and getattr(error, "errno", None) == 28:
+        return UserError(f"The disk is full: {hub_id} did not fit.", fix="free space, or set HF_HOME to another disk.")
+    return UserError(
+        f"No connection to Hugging Face, and {hub_id} is not in the cache ({kind}).",
+        fix=f"connect to the network and try again, or work with the model that is here: {EMBEDDED}",
+    )
