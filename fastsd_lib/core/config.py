@@ -48,7 +48,8 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], where: str = 
     """The dataclass `cls` from a mapping of field names; raises one UserError that lists all that is wrong."""
     if not isinstance(values, Mapping):
         raise UserError(
-            f"{where} must be `name: value` lines, found {_shown(values)}.", fix="see sessions_template/recipe.yaml."
+            f"{where} must be `name: value` lines, found {_shown(values)}.",
+            fix="see sessions_template/recipe.yaml.",
         )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -89,9 +90,13 @@ def apply_overrides(config: Config, words: Iterable[str]) -> Config:
         name, equals, text = word.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise UserError(f"{escaped(word)!r} is not a setting.", fix="type name=value, for example unet_steps=200.")
+            raise UserError(
+                f"{escaped(word)!r} is not a setting.", fix="type name=value, for example unet_steps=200."
+            )
         if name not in fields:
-            raise UserError(f"{_unknown(name, fields)}.", fix=f"the settings are: {', '.join(sorted(fields))}.")
+            raise UserError(
+                f"{_unknown(name, fields)}.", fix=f"the settings are: {', '.join(sorted(fields))}."
+            )
         values[name] = text if str in _alternatives(hints[name]) else _parse_yaml(text, f"{name}={text}")
     return config_from_dict(type(config), values, where="the command line")
 
@@ -104,9 +109,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = path.open("rb").read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}.", fix="check the path, or copy sessions_template/recipe.yaml.") from None
+        raise UserError(
+            f"There is no file {path}.", fix="check the path, or copy sessions_template/recipe.yaml."
+        ) from None
     if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES // 1024} kB.", fix="is this a recipe? It should be a page of text.")
+        raise UserError(
+            f"{path} is larger than {MAX_BYTES // 1024} kB.",
+            fix="is this a recipe? It should be a page of text.",
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -125,11 +135,14 @@ def _parse_yaml(text: str, where: str) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{where} is not valid YAML{place}: {escaped(problem)}.", fix="write one `name: value` on each line."
+            f"{where} is not valid YAML{place}: {escaped(problem)}.",
+            fix="write one `name: value` on each line.",
         ) from None
     except (RecursionError, ValueError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"{where} cannot be read: {escaped(reason)}.", fix="write one `name: value` on each line.") from None
+        raise UserError(
+            f"{where} cannot be read: {escaped(reason)}.", fix="write one `name: value` on each line."
+        ) from None
 
 
 def _strict_loader() -> type:
@@ -185,7 +198,9 @@ def _checked(cls: type, name: str, hint: Any, value: Any) -> tuple[Any, str]:
             return None, f"{name} is {_shown(value)}; {wanted}"
         return tuple(value), ""
     if typing.get_origin(hint) is typing.Literal:
-        return (value, "") if value in typing.get_args(hint) else (None, f"{name} is {_shown(value)}; {wanted}")
+        return (
+            (value, "") if value in typing.get_args(hint) else (None, f"{name} is {_shown(value)}; {wanted}")
+        )
     if Path in kinds and isinstance(value, str):
         value = Path(value)
     if not any(isinstance(value, kind) and not (kind is int and isinstance(value, bool)) for kind in kinds):
@@ -201,14 +216,16 @@ def _checked(cls: type, name: str, hint: Any, value: Any) -> tuple[Any, str]:
 
 
 def _wanted(cls: type, name: str, hint: Any) -> str:
-    """"type a whole number from 0 to 1000000, such as unet_steps: 1500"."""
+    """ "type a whole number from 0 to 1000000, such as unet_steps: 1500"."""
     choices = getattr(cls, "CHOICES", {}).get(name) or (
         typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
     )
     if choices:
         return f"type one of {', '.join(str(choice) for choice in choices)}"
     if typing.get_origin(hint) is tuple:
-        return f"type a list such as {name}: [{'1, 2' if typing.get_args(hint)[0] in (int, float) else 'a, b'}]"
+        return (
+            f"type a list such as {name}: [{'1, 2' if typing.get_args(hint)[0] in (int, float) else 'a, b'}]"
+        )
     kind = " or ".join(_KINDS.get(kind, kind.__name__) for kind in _alternatives(hint))
     limits = getattr(cls, "LIMITS", {}).get(name)
     range_ = f" from {limits[0]:.15g} to {limits[1]:.15g}" if limits else ""
@@ -258,7 +275,9 @@ def _raise_if_any(problems: list[str], where: str) -> None:
     fix = "mend it and run again." if len(problems) == 1 else "mend these and run again."
     if len(problems) == 1:
         raise UserError(f"{where}: {problems[0]}.", fix=fix)
-    raise UserError(f"{where} has {len(problems)} problems:\n" + "\n".join(f"  - {line}" for line in problems), fix=fix)
+    raise UserError(
+        f"{where} has {len(problems)} problems:\n" + "\n".join(f"  - {line}" for line in problems), fix=fix
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -104,7 +104,9 @@ def _is_readable_picture(path: Path) -> bool:
 
 
 def _iso_media_kind(head: bytes) -> str:
-    brands = {head[8:12]} | {head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4], "big"), 64), 4)}
+    brands = {head[8:12]} | {
+        head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4], "big"), 64), 4)
+    }
     if brands & {b"avif", b"avis"}:
         return "AVIF"
     if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}:

@@ -1,0 +1,208 @@
+"""Captions: from file names, in `.txt` files beside the photos, and in the training prompt."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import write_text
+from fastsd_lib.core.text import escaped, one_line, same_name
+
+MAX_BYTES = 64 * 1024
+
+# What cameras, phones, messengers and browsers call a photo when nobody named it.
+_MACHINE_NAMES = re.compile(
+    r"""(?ix)^(?:
+      (?:img|image|imag|dsc|dscn|dscf|dcim|pxl|mvimg|gopr|gh\d\d|sam|cimg|kic|wp|vid|pict|pic|p|l|mg|imgp|hpim|dji
+        |burst|snapchat|fb\s?img|received|photo|picture|signal|file|download|unnamed|untitled|scan|telegram|wechat
+        |mmexport|video|frame|crop|cropped|edited|portrait\s?mode)
+        [\s.-]*(?:\d[\d\s.:~-]*(?:[a-z]{1,12})?)?(?:\s(?:hdr|burst\d*|cover|mp|portrait|night|top|edit(?:ed)?))*
+      | whatsapp\s(?:image|bild|photo)\b.*
+      | (?:screenshot|screen\sshot|bildschirmfoto|capture|photo\son|snapshot)\b.*\d.*
+      | (?:screenshot|screen\sshot|capture|snapshot)
+      | photo\s\d.*
+      | [\d\s.:,-]+(?:\s?[ap]m)?                                       # dates, times, counters
+      | [0-9a-f]{8}(?:[\s-][0-9a-f]{4}){3}[\s-][0-9a-f]{12}            # UUID
+      | (?=[a-f]*\d)[0-9a-f]{8,}                                       # hash
+      | (?=\D*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?-i:[A-Za-z0-9]{16,}) # random token
+    )$"""
+)
+_STORED_TWIN = re.compile(r"~[0-9a-f]{8}$")  # store.py tells name twins apart so
+_COUNTERS = re.compile(
+    r"""(?ix)(?: \s*[-\s]\s*(?:copy|kopie|copie|copia)(?:\s*\d{1,3})?
+               | [-\s]*\(\d{1,5}\)
+               | [_-]\s?\d{1,5}
+               | \s0\d{1,4} )$"""
+)
+
+
+def caption_from_filename(stem: str) -> str:
+    """The words that a person put into a file name; "" when a camera, phone or program named it.
+
+    In this order: the mark of a name twin goes; counters at the end go (`(1)`, `_02`, `-3`, ` 007`, ` - Copy`);
+    `_` is a space, and so is `-` in a name of at least three words that has no other space (the older
+    notebooks wrote them so); machine names yield "" (`IMG_1234`, `DSC00012`, `PXL_20240131_...`,
+    `WhatsApp Image ...`, screenshots, dates, hashes). Digits inside a word stay: `mafk4`.
+
+    >>> caption_from_filename("phtmejhn (1)"), caption_from_filename("mafk4 smiling")
+    ('phtmejhn', 'mafk4 smiling')
+    >>> caption_from_filename("a-man-driving-a-car-(2)"), caption_from_filename("IMG_1234")
+    ('a man driving a car', '')
+    """
+    words = one_line(_STORED_TWIN.sub("", unicodedata.normalize("NFC", stem)))
+    if _is_machine_name(words):
+        return ""
+    while (shorter := _COUNTERS.sub("", words).rstrip()) != words:
+        words = shorter
+    if _is_machine_name(words):
+        return ""
+    words = words.replace("_", " ")
+    if " " not in words.strip() and words.count("-") >= 2:
+        words = words.replace("-", " ")
+    return " ".join(words.split()).strip(" -")
+
+
+def propose_caption(photo: Path, instance_prompt: str) -> str:
+    """A caption offered for `photo` without any model: its file name, unless the prompt says all of it already."""
+    caption = caption_from_filename(photo.stem)
+    said = set(_words(instance_prompt))
+    return "" if all(word in said for word in _words(caption)) else caption
+
+
+def training_prompt(instance_prompt: str, caption: str) -> str:
+    """ "photo of sks cat" and "on a sofa" -> "photo of sks cat, on a sofa"; a caption that repeats the
+    instance prompt at its start stands alone. Braces and percent signs are plain letters."""
+    instance_prompt, caption = one_line(instance_prompt), one_line(caption)
+    if not instance_prompt or same_name(caption).startswith(same_name(instance_prompt)):
+        return caption or instance_prompt
+    return f"{instance_prompt}, {caption}" if caption else instance_prompt
+
+
+def caption_file(captions_dir: Path, photo: Path) -> Path:
+    return captions_dir / f"{photo.stem}.txt"
+
+
+def read_caption(captions_dir: Path, photo: Path) -> str:
+    """The caption of `photo`, one clean line; "" when there is none. Raises UserError over 64 kB."""
+    path = caption_file(captions_dir, photo)
+    try:
+        return load_text(path)[0]
+    except FileNotFoundError:
+        return ""
+
+
+def has_caption(captions_dir: Path, photo: Path) -> bool:
+    """True also for a caption that was left empty on purpose."""
+    return caption_file(captions_dir, photo).is_file()
+
+
+def write_caption(captions_dir: Path, photo: Path, text: str) -> str:
+    """Store a caption whole or not at all; returns it as stored, one clean line."""
+    caption = one_line(text)
+    if len(caption.encode()) > MAX_BYTES:
+        raise UserError(
+            f"The caption of {escaped(photo.name)} is larger than 64 kB.",
+            fix="shorten it: 77 tokens are read.",
+        )
+    write_text(caption_file(captions_dir, photo), caption + "\n" if caption else "")
+    return caption
+
+
+def load_text(path: Path) -> tuple[str, str]:
+    """(caption, warning) of a text file in UTF-8 or UTF-16, with or without BOM. Raises UserError over 64 kB."""
+    with path.open("rb") as handle:
+        data = handle.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(
+            f"{escaped(path.name)} is larger than 64 kB: that is no caption.",
+            fix="write one sentence into it.",
+        )
+    return decode_caption(data)
+
+
+def decode_caption(data: bytes) -> tuple[str, str]:
+    """(caption, warning) of raw bytes; bytes that are no UTF-8 or UTF-16 become replacement characters."""
+    encoding = "utf-8-sig"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif data.count(0) * 3 > len(data):  # Latin text in UTF-16 without a BOM: every other byte is zero
+        encoding = "utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be"
+    try:
+        return one_line(data.decode(encoding)), ""
+    except UnicodeDecodeError:
+        return one_line(
+            data.decode(encoding, errors="replace")
+        ), "it is not UTF-8 text: unreadable letters became \ufffd"
+
+
+@dataclass(frozen=True)
+class CaptionCheck:
+    """Captions and photos that do not pair up, by file name."""
+
+    without_photo: tuple[str, ...]
+    without_caption: tuple[str, ...]
+    several: tuple[str, ...]  # photos that two caption files claim, such as cat.txt and CAT.txt
+
+
+def check_captions(captions_dir: Path, photos: Iterable[Path]) -> CaptionCheck:
+    """Compare a captions folder with the photos it belongs to."""
+    texts = sorted(
+        path for path in captions_dir.glob("*") if path.suffix.lower() == ".txt" and path.name[0] != "."
+    )
+    by_stem: dict[str, list[str]] = {}
+    for text in texts:
+        by_stem.setdefault(same_name(text.stem), []).append(text.name)
+    photos = list(photos)
+    stems = {same_name(photo.stem) for photo in photos}
+    return CaptionCheck(
+        without_photo=tuple(text.name for text in texts if same_name(text.stem) not in stems),
+        without_caption=tuple(photo.name for photo in photos if same_name(photo.stem) not in by_stem),
+        several=tuple(photo.name for photo in photos if len(by_stem.get(same_name(photo.stem), [])) > 1),
+    )
+
+
+def replace_in_captions(
+    captions_dir: Path, photos: Iterable[Path], find: str, replace: str
+) -> dict[str, tuple[str, str]]:
+    """Plain text replaced in every caption; returns what changed, photo name -> (before, after)."""
+    if not find:
+        raise UserError("Nothing to find was given.", fix="type the words to replace.")
+    return _edit_all(captions_dir, photos, lambda caption: caption.replace(find, replace))
+
+
+def add_to_captions(
+    captions_dir: Path, photos: Iterable[Path], prefix: str = "", suffix: str = ""
+) -> dict[str, tuple[str, str]]:
+    """`prefix` and `suffix` put around every caption, once; returns what changed, photo name -> (before, after)."""
+
+    def edit(caption: str) -> str:
+        before = "" if caption.startswith(prefix) else prefix
+        after = "" if suffix and caption.endswith(suffix) else suffix
+        return f"{before}{caption}{after}"
+
+    return _edit_all(captions_dir, photos, edit)
+
+
+def _edit_all(
+    captions_dir: Path, photos: Iterable[Path], edit: Callable[[str], str]
+) -> dict[str, tuple[str, str]]:
+    """All captions are read and edited before the first is written: a bad one spoils none of the others."""
+    before = {photo: read_caption(captions_dir, photo) for photo in photos}
+    after = {photo: one_line(edit(caption)) for photo, caption in before.items()}
+    changed = {photo: (before[photo], after[photo]) for photo in before if before[photo] != after[photo]}
+    for photo, (_, caption) in changed.items():
+        write_caption(captions_dir, photo, caption)
+    return {photo.name: pair for photo, pair in changed.items()}
+
+
+def _is_machine_name(text: str) -> bool:
+    plain = " ".join(text.replace("_", " ").split())
+    return not plain or bool(_MACHINE_NAMES.match(plain))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
