@@ -15,7 +15,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, fsync_path, read_json, sha256_file, write_json
 
 SCHEMA = 1
-MANIFEST = "MANIFEST.json"
+MANIFEST = "manifest.json"
+PARTS = ("unet", "text_encoder")  # what training can change
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -60,14 +61,14 @@ def save_checkpoint(folder: Path, *, step: int, total_steps: int, stage: str, ru
     except OSError as error:
         raise UserError(
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}.",
-            fix="free some space (fastsd session free-space NAME) and run again with --resume; older checkpoints are untouched.",
+            fix="free some space there and run again with --resume; older checkpoints are untouched.",
         ) from error
     except Exception as error:
         if "No space left" not in str(error):  # safetensors wraps the system's error in its own
             raise
         raise UserError(
             f"The checkpoint of step {step} could not be written to {folder}: no space left on the device.",
-            fix="free some space and run again with --resume; older checkpoints are untouched.",
+            fix="free some space there and run again with --resume; older checkpoints are untouched.",
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -129,8 +130,18 @@ def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> 
 def prune(folder: Path, run: str, keep: int) -> None:
     """Delete the oldest sealed checkpoints of this run, but for the newest `keep`; nobody else's files."""
     for checkpoint in list_checkpoints(folder, run)[:-keep]:
-        (checkpoint.path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whatever dies
-        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        _discard(checkpoint)
+
+
+def discard_run(folder: Path, run: str) -> None:
+    """Unseal and delete the checkpoints of one run, so that it starts over."""
+    for checkpoint in list_checkpoints(folder, run):
+        _discard(checkpoint)
+
+
+def _discard(checkpoint: Checkpoint) -> None:
+    (checkpoint.path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whatever dies
+    shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
