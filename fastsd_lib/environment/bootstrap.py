@@ -21,14 +21,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import atomic_path, write_text
 from fastsd_lib.core.progress import duration
 from fastsd_lib.environment import failures, hosts, installed, locks, markers, pip_settings, profiles
 from fastsd_lib.environment.locks import Pin
@@ -76,21 +78,23 @@ def project_venv() -> Venv:
     return Venv(REPOSITORY / ".venv")
 
 
-def missing(venv: Venv, profile: str) -> list[Pin]:
+def missing(venv: Venv, profile: str, *, build: str = "", replace: Collection[str] = ()) -> list[Pin]:
     """The pins of `profile` that `venv` does not have in exactly that version.
 
-    A torch that is there and new enough stays, whatever its build and however it came.
+    A torch that is there and new enough stays, whatever its build and however it came, unless `replace` names it.
     """
     version = venv.python_version
     have = installed.versions(venv.packages) if version else {}
+    for name in replace:
+        have.pop(name, None)
     torch = have.get("torch", "")
-    builds = {locks.read_lock(f"torch-{build}")[0].version: build for build in ("cpu", "default")}
-    if torch in builds:
-        build = builds[torch]
-    else:
-        build = torch_build(venv) if "torch" in profiles.packages(profile) else "cpu"
+    builds = {locks.read_lock(f"torch-{one}")[0].version: one for one in ("cpu", "default")}
+    if not build:
+        needs_torch = "torch" in profiles.packages(profile)
+        build = builds.get(torch, "") or (torch_build(venv) if needs_torch and not torch else "default")
     wanted = locks.pins_for(profile, markers.environment(version or None), build)
-    if torch and torch not in builds and markers.satisfies(torch, profiles.floor("torch", profile)):
+    locked = next((pin.version for pin in wanted if pin.name == "torch"), torch)
+    if torch and torch != locked and markers.satisfies(torch, profiles.floor("torch", profile)):
         wanted = [pin for pin in wanted if pin.name != "torch" and not locks.CUDA_ONLY.fullmatch(pin.name)]
     return [pin for pin in wanted if have.get(pin.name) != pin.version]
 
@@ -130,30 +134,43 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=cert if cert and Path(cert).is_file() else None)
 
 
-def ensure(profile: str, venv: Venv, say: Say, installer: str = "uv") -> bool:
-    """Make `venv` hold `profile`; False if there was nothing to do. Raises UserError for what a user can mend."""
-    broken = installed.clear_broken(venv.packages)
-    todo = missing(venv, profile)
-    if not todo and venv.python_version:
-        _open_door(venv)
-        return False
+def ensure(
+    profile: str,
+    venv: Venv,
+    say: Say,
+    installer: str = "uv",
+    *,
+    replace: Collection[str] = (),
+    wheels: Path | None = None,
+    build: str = "",
+) -> bool:
+    """Make `venv` hold `profile`; False if there was nothing to do. UserError for whatever a user can mend.
+
+    `wheels` is a folder that has everything (then the network is left alone), with torch's `build` in it.
+    """
     started = time.monotonic()
     try:
+        broken = installed.clear_broken(venv.packages)
+        todo = missing(venv, profile, build=build, replace=replace)
+        if not todo and venv.python_version:
+            _open_door(venv, profile)
+            return False
         if broken:
             say(f"Repairing an interrupted install ({', '.join(broken[:5])}).")
         _check_space(venv, todo)
-        installer = make(venv, installer)
-        todo = missing(venv, profile)
-        build = " (torch for the CPU: no NVIDIA GPU here)" if any("+cpu" in pin.version for pin in todo) else ""
-        say(f"Installing {profile} into {venv.path}: {len(todo)} packages{build} ...")
-        install(venv, todo, installer)
-        _open_door(venv)
+        installer = make(venv, installer, wheels)
+        todo = missing(venv, profile, build=build, replace=replace)
+        why = " (torch for the CPU: no NVIDIA GPU here)" if any("+cpu" in pin.version for pin in todo) else ""
+        say(f"Installing {profile} into {venv.path}: {len(todo)} packages{why} ...")
+        install(venv, todo, installer, wheels)
+        _open_door(venv, profile)
     except OSError as error:
         raise failures.from_os_error(error, venv.path) from None
-    left = missing(venv, profile)
-    if left:
+    if left := missing(venv, profile, build=build):
         names = ", ".join(pin.name for pin in left[:5])
-        raise UserError(f"After the install {names} are still missing.", fix=f"delete {venv.path} and run it again.")
+        raise UserError(
+            f"After the install, {names} are still missing.", fix=f"delete {venv.path} and run it again."
+        )
     say(f"Installed {len(todo)} packages in {duration(time.monotonic() - started)}.")
     return True
 
@@ -171,12 +188,12 @@ def _check_space(venv: Venv, todo: list[Pin]) -> None:
 # -- the environment and its installer ----------------------------------------------------------------------------------
 
 
-def make(venv: Venv, installer: str = "uv") -> str:
+def make(venv: Venv, installer: str = "uv", wheels: Path | None = None) -> str:
     """Create `venv` if it does not work yet; returns the installer to use, "uv" or "pip"."""
     venv.path.mkdir(parents=True, exist_ok=True)
     (venv.path / ".writable").write_text("")  # a read-only place is found out here, not after a download
     (venv.path / ".writable").unlink()
-    if installer == "uv" and not venv.uv.exists() and not fetch_uv(venv):
+    if installer == "uv" and not _works(venv.uv) and not fetch_uv(venv, wheels):
         installer = "pip"
     if venv.python_version:
         return installer
@@ -190,6 +207,14 @@ def make(venv: Venv, installer: str = "uv") -> str:
     return installer
 
 
+def _works(uv: Path) -> bool:
+    """True if uv is whole: a full disk or a kill can leave half of it."""
+    try:
+        return subprocess.run([uv, "--version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
 def no_pip() -> UserError:
     return UserError(
         f"This Python ({sys.executable}) has neither pip nor ensurepip, and uv could not be fetched.",
@@ -197,92 +222,118 @@ def no_pip() -> UserError:
     )
 
 
-def fetch_uv(venv: Venv) -> bool:
+def fetch_uv(venv: Venv, wheels: Path | None = None) -> bool:
     """Put uv into the environment's folder; False if this system has no uv."""
+    if wheels is not None:
+        found = next(wheels.glob("uv-*.whl"), None)
+        return found is not None and _unpack_uv(found.name, found.read_bytes(), venv)
     if importlib.util.find_spec("pip") is None:
         return _download_uv(venv)
     with tempfile.TemporaryDirectory(dir=venv.path) as scratch:
         wanted = Path(scratch, "uv.txt")
         wanted.write_text(locks.as_requirements(locks.read_lock("uv")))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary", ":all:", "--require-hashes", "--no-warn-script-location", "--no-cache-dir"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        command += ["--only-binary", ":all:", "--require-hashes", "--no-warn-script-location"]
         command += ["--target", str(venv.path / "uv"), "--upgrade", "-r", str(wanted)]
         ran = _run_quietly(command, venv)
     if ran.returncode == 0:
         return True
-    error = failures.explain(ran.stderr + ran.stdout, venv.path)
     if failures.NOT_FOUND.search(ran.stderr) and not failures.NO_NETWORK.search(ran.stderr):
         return False
-    raise error
+    raise failures.explain(ran.stderr + ran.stdout, venv.path)
 
 
 def _download_uv(venv: Venv) -> bool:
-    """As pip would, for a Python without pip: the index page, the wheel whose hash the lock knows, unpacked."""
-    pin = locks.read_lock("uv")[0]
+    """As pip would, for a Python without pip: the index page, then the wheel for this system."""
     index = (pip_settings.read().index_url or "https://pypi.org/simple").rstrip("/") + "/uv/"
     try:
-        with urllib.request.urlopen(index, timeout=30, context=_tls()) as answer:
-            page = answer.read().decode()
-        for link, name in re.findall(r'<a[^>]*href="([^"]+)"[^>]*>\s*([^<]+?)\s*</a>', page):
-            if name.startswith(f"uv-{pin.version}-") and _fits_here(name):
-                with urllib.request.urlopen(
-                    urllib.request.urljoin(index, html.unescape(link)) if "//" not in link else html.unescape(link),
-                    timeout=60,
-                    context=_tls(),
-                ) as answer:
-                    wheel = answer.read()
-                break
-        else:
+        page = _get(index).decode()
+        links = re.findall(r'<a[^>]*href="([^"]+)"[^>]*>\s*([^<]+?)\s*</a>', page)
+        version = locks.read_lock("uv")[0].version
+        fitting = [
+            (link, name) for link, name in links if name.startswith(f"uv-{version}-") and _fits_here(name)
+        ]
+        if not fitting:
             return False
+        link, name = fitting[0]
+        wheel = _get(urllib.parse.urljoin(index, html.unescape(link)))
     except OSError as error:
         raise failures.explain(f"Failed to fetch `{index}` {error}", venv.path) from None
-    if f"sha256:{hashlib.sha256(wheel).hexdigest()}" not in pin.hashes:
+    return _unpack_uv(name, wheel, venv)
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60, context=_tls()) as answer:
+        return answer.read()
+
+
+def _unpack_uv(name: str, wheel: bytes, venv: Venv) -> bool:
+    """Check a uv wheel against the lock and put its program in place."""
+    if f"sha256:{hashlib.sha256(wheel).hexdigest()}" not in locks.read_lock("uv")[0].hashes:
         raise failures.explain(f"Hash mismatch for `{name}`", venv.path)
     with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        data = archive.read(next(one for one in archive.namelist() if one.endswith("/uv")))
-    venv.uv.parent.mkdir(parents=True, exist_ok=True)
-    venv.uv.write_bytes(data)
-    venv.uv.chmod(0o755)
+        program = next(one for one in archive.namelist() if one.endswith(("/uv", "/uv.exe")))
+        with atomic_path(venv.uv) as scratch:
+            scratch.write_bytes(archive.read(program))
+            scratch.chmod(0o755)
     return True
 
 
 def _fits_here(wheel: str) -> bool:
-    machine = platform.machine().lower().replace("arm64", "aarch64" if sys.platform != "darwin" else "arm64")
-    system = {"linux": "manylinux", "darwin": "macosx"}.get(sys.platform, sys.platform)
+    machine = platform.machine().lower()
+    system = {"linux": "manylinux", "darwin": "macosx", "win32": "win"}.get(sys.platform, sys.platform)
     return machine in wheel and system in wheel
 
 
 # -- installing -----------------------------------------------------------------------------------------------------------
 
 
-def install(venv: Venv, pins: list[Pin], installer: str) -> None:
+def install(venv: Venv, pins: list[Pin], installer: str, wheels: Path | None = None) -> None:
     """Install exactly `pins`, each checked against its hashes; torch's CPU build from its own index if need be."""
+    if wheels is not None:
+        _install_some(venv, pins, installer, ["--no-index", "--find-links", str(wheels)])
+        return
+    settings = pip_settings.read().uv_options() if installer == "uv" else []
     source = cpu_torch_source(venv) if any(pin.version.endswith("+cpu") for pin in pins) else ""
     apart = [pin for pin in pins if source and pin.name == "torch"]
     if apart:
-        _install_some(venv, apart, installer, index=source)
-    _install_some(venv, [pin for pin in pins if pin not in apart], installer)
+        _install_some(venv, apart, installer, ["--index-url", source])
+    _install_some(venv, [pin for pin in pins if pin not in apart], installer, settings)
 
 
-def _install_some(venv: Venv, pins: list[Pin], installer: str, index: str = "") -> None:
+def _install_some(venv: Venv, pins: list[Pin], installer: str, where: list[str]) -> None:
+    if not pins:
+        return
     with tempfile.TemporaryDirectory(dir=venv.path) as scratch:
         wanted = Path(scratch, "pins.txt")
         wanted.write_text(locks.as_requirements(pins))
-        options = ["--no-deps", "--require-hashes", "-r", str(wanted)]
+        options = [*where, "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(wanted)]
         if installer == "uv":
-            where = ["--default-index", index] if index else pip_settings.read().uv_options()
-            run([str(venv.uv), "pip", "install", "--python", str(venv.python), *where, *options], venv)
+            run([str(venv.uv), "pip", "install", "--python", str(venv.python), *options], venv)
         else:
-            where = ["--index-url", index] if index else []
             pip = [str(venv.python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-            run([*pip, "--only-binary", ":all:", *where, *options], venv)
+            run([*pip, *options], venv)
 
 
 def run(command: list[str], venv: Venv) -> None:
     """Run an installer; what it says in the end is explained if it fails."""
+    error = attempt(command, venv)
+    if error is not None:
+        raise failures.explain(error, venv.path)
+
+
+def attempt(command: list[str], venv: Venv) -> str | None:
+    """Run an installer; None if it worked, else all that it wrote."""
     ran = _run_quietly(command, venv)
-    if ran.returncode:
-        raise failures.explain(ran.stderr + ran.stdout, venv.path)
+    return ran.stderr + ran.stdout if ran.returncode else None
 
 
 def _run_quietly(command: list[str], venv: Venv) -> subprocess.CompletedProcess[str]:
@@ -323,15 +374,30 @@ def _writable(folder: Path) -> bool:
     return os.access(place, os.W_OK)
 
 
-def _open_door(venv: Venv) -> None:
-    """Let the environment import this repository, and give it the `fastsd` command."""
-    door = venv.packages / "fastsd.pth"
-    if not door.is_file() or door.read_text(encoding="utf-8") != f"{REPOSITORY}\n":
-        door.write_text(f"{REPOSITORY}\n", encoding="utf-8")
+def _open_door(venv: Venv, profile: str) -> None:
+    """Let the environment import this repository, give it the `fastsd` command, and note the profile."""
+    _write_once(venv.packages / "fastsd.pth", f"{REPOSITORY}\n")
     if os.name == "nt":
-        command, text = venv.python.with_name("fastsd.cmd"), f'@"{venv.python}" -m fastsd_lib %*\n'
+        _write_once(venv.python.with_name("fastsd.cmd"), f'@"{venv.python}" -m fastsd_lib %*\n')
     else:
-        command, text = venv.python.with_name("fastsd"), f'#!/bin/sh\nexec "{venv.python}" -m fastsd_lib "$@"\n'
-    if not command.is_file() or command.read_text(encoding="utf-8") != text:
-        command.write_text(text, encoding="utf-8")
+        command = venv.python.with_name("fastsd")
+        _write_once(command, f'#!/bin/sh\nexec "{venv.python}" -m fastsd_lib "$@"\n')
         command.chmod(0o755)
+    noted = noted_profiles(venv)
+    if profile not in noted:
+        write_text(
+            venv.path / "fastsd-profiles.txt", "".join(f"{one}\n" for one in sorted({*noted, profile}))
+        )
+
+
+def noted_profiles(venv: Venv) -> list[str]:
+    """The profiles that were installed into `venv`: what `doctor` expects to be whole."""
+    try:
+        return (venv.path / "fastsd-profiles.txt").read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

@@ -30,13 +30,21 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     install = subparsers.add_parser("install", help="install only what is missing", allow_abbrev=False)
     install.add_argument("profile", nargs="?", default="train", metavar="|".join(profiles.PROFILES))
     install.add_argument("--venv", type=Path, metavar="DIR", help="another place than .venv in the project")
-    install.add_argument("--with", dest="installer", choices=("uv", "pip"), default="uv", help="who installs (uv)")
-    install.add_argument("--make-wheelhouse", type=Path, metavar="DIR", help="write one archive of all wheels to DIR")
-    install.add_argument("--wheelhouse", type=Path, metavar="DIR", help="install from that archive, without network")
+    install.add_argument(
+        "--with", dest="installer", choices=("uv", "pip"), default="uv", help="who installs (uv)"
+    )
+    install.add_argument(
+        "--make-wheelhouse", type=Path, metavar="DIR", help="write one archive of all wheels to DIR"
+    )
+    install.add_argument(
+        "--wheelhouse", type=Path, metavar="DIR", help="install from that archive, without network"
+    )
     install.add_argument(
         "--allow-replace", action="append", default=[], metavar="NAME", help="let a host's own package change"
     )
-    install.add_argument("--update-locks", action="store_true", help="resolve pyproject.toml anew (maintainers)")
+    install.add_argument(
+        "--update-locks", action="store_true", help="resolve pyproject.toml anew (maintainers)"
+    )
     install.add_argument("--torch", metavar="VERSION", help="with --update-locks: the torch release to lock")
     install.set_defaults(run=_install)
 
@@ -46,7 +54,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         epilog="Exit status: 0 if all is well, 1 if a fault was found.",
         allow_abbrev=False,
     )
-    doctor.add_argument("profile", nargs="?", default="train", metavar="|".join(profiles.PROFILES))
+    doctor.add_argument("profile", nargs="?", metavar="|".join(profiles.PROFILES))
     doctor.add_argument("--fix", action="store_true", help="do what can be done about the faults")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument("--deep", action="store_true", help="also import torch and the rest (slow)")
@@ -57,7 +65,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         ("demo", _demo, "from photos to a trained model and a before/after grid, without network or GPU"),
         ("test", _test, "the whole test suite; further arguments go to pytest"),
     ):
-        subparsers.add_parser(name, help=text, add_help=name == "demo", allow_abbrev=False).set_defaults(run=run)
+        subparsers.add_parser(name, help=text, add_help=name == "demo", allow_abbrev=False).set_defaults(
+            run=run
+        )
 
 
 def _install(options: argparse.Namespace, rest: list[str]) -> int:
@@ -72,7 +82,18 @@ def _install(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     from fastsd_lib.environment import install
 
-    install.ensure(profile, venv=venv, installer=options.installer, report=say)
+    chosen = venv if options.venv else None
+    if options.make_wheelhouse:
+        install.make_wheelhouse(profile, options.make_wheelhouse.absolute(), say, venv=chosen)
+        return 0
+    install.ensure(
+        profile,
+        say,
+        venv=chosen,
+        installer=options.installer,
+        wheels_in=options.wheelhouse and options.wheelhouse.absolute(),
+        allow_replace=options.allow_replace,
+    )
     return 0
 
 
@@ -97,7 +118,11 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 def _test(options: argparse.Namespace, rest: list[str]) -> int:
     own = {"-n", "--numprocesses", "--pdb", "--collect-only", "--co"}
     workers = os.cpu_count() or 1
-    spread = [] if own & {word.split("=")[0] for word in rest} else ["-n", str(min(workers, 8)), "--dist", "loadfile"]
+    spread = (
+        []
+        if own & {word.split("=")[0] for word in rest}
+        else ["-n", str(min(workers, 8)), "--dist", "loadfile"]
+    )
     # One thread per worker: torch would start as many as there are cores in each of them.
     surroundings = {"OMP_NUM_THREADS": "1", **os.environ}
     command = [sys.executable, "-m", "pytest", *spread, *rest]

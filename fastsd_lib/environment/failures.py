@@ -19,7 +19,10 @@ WRONG_HASH = re.compile(r"hash mismatch|DO NOT MATCH THE HASHES|no hashes? match
 NO_SPACE = re.compile(r"No space left on device|os error 28|Errno 28|Disk quota exceeded", re.IGNORECASE)
 READ_ONLY = re.compile(r"Read-only file system|os error 30|Errno 30", re.IGNORECASE)
 DENIED = re.compile(r"Permission denied|os error 13|Errno 13", re.IGNORECASE)
-NOT_FOUND = re.compile(r"No matching distribution|no version of|was not found in|no wheels? with a matching", re.IGNORECASE)
+UNSATISFIABLE = re.compile(r"No solution found|ResolutionImpossible|conflicting dependencies", re.IGNORECASE)
+NOT_FOUND = re.compile(
+    r"No matching distribution|no version of|was not found in|no wheels? with a matching", re.IGNORECASE
+)
 
 
 def explain(output: str, where: Path) -> UserError:
@@ -45,7 +48,9 @@ def explain(output: str, where: Path) -> UserError:
             fix="use Python 3.10 to 3.13 on Linux, macOS or Windows, or another index (pip config list).",
         )
     last = "\n".join(line for line in output.strip().splitlines()[-6:])
-    return UserError(f"The installer failed:\n{last}", fix="run it again; if it stays, python3 -m fastsd_lib doctor")
+    return UserError(
+        f"The installer failed:\n{last}", fix="run it again; if it stays, python3 -m fastsd_lib doctor"
+    )
 
 
 def from_os_error(error: OSError, where: Path) -> UserError:
@@ -54,7 +59,10 @@ def from_os_error(error: OSError, where: Path) -> UserError:
         return disk_full(where)
     if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}:
         return not_writable(where)
-    return UserError(f"{where}: {error.strerror or error}.", fix="python3 -m fastsd_lib install --venv DIR in another place.")
+    return UserError(
+        f"{where}: {error.strerror or error}.",
+        fix="python3 -m fastsd_lib install --venv DIR in another place.",
+    )
 
 
 def disk_full(where: Path) -> UserError:

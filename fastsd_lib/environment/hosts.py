@@ -30,8 +30,14 @@ def which() -> Host:
 
 def has_nvidia_gpu() -> bool:
     """True if a driver is loaded; no library is opened to find out."""
-    signs = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
-    return any(sign.exists() for sign in signs) or (sys.platform == "win32" and bool(shutil.which("nvidia-smi")))
+    signs = (
+        Path("/proc/driver/nvidia/version"),
+        Path("/dev/nvidiactl"),
+        Path("/usr/lib/wsl/lib/libcuda.so.1"),
+    )
+    return any(sign.exists() for sign in signs) or (
+        sys.platform == "win32" and bool(shutil.which("nvidia-smi"))
+    )
 
 
 def drive_is_mounted(drive: Path = DRIVE) -> bool:

@@ -95,12 +95,12 @@ def _command_line(argv: list[str]) -> int:
 def hand_over(venv: bootstrap.Venv, argv: list[str]) -> int:
     """Run the same command in the environment's Python, with our stdin, stdout and exit status."""
     if venv.is_running:
-        raise UserError(f"{venv.path} is running already but lacks packages.", fix=f"delete {venv.path} and try again.")
+        raise UserError(
+            f"{venv.path} is running already but lacks packages.", fix=f"delete {venv.path} and try again."
+        )
     command = [str(venv.python), "-m", "fastsd_lib", *argv]
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":  # there, exec returns to the shell before the command is done
         return subprocess.run(command, check=False).returncode
     os.execv(command[0], command)
-
-

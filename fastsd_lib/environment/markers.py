@@ -89,7 +89,9 @@ def version_key(version: str) -> tuple[tuple[int, ...], tuple[int, int]]:
     A local label ("+cu128") does not count: 2.11.0+cu128 satisfies >=2.11 and ==2.11.0.
     """
     public = version.strip().lower().lstrip("v").split("+")[0]
-    found = re.match(r"(?:\d+!)?(\d+(?:\.\d+)*)(?:[._-]?(dev|a|alpha|b|beta|rc|c|post|pre)[._-]?(\d*))?", public)
+    found = re.match(
+        r"(?:\d+!)?(\d+(?:\.\d+)*)(?:[._-]?(dev|a|alpha|b|beta|rc|c|post|pre)[._-]?(\d*))?", public
+    )
     if found is None:
         return (0,), (0, 0)
     release = [int(part) for part in found[1].split(".")]

@@ -26,7 +26,9 @@ class PipSettings:
     @property
     def local_folders(self) -> tuple[Path, ...]:
         """The `find-links` that are folders on this machine."""
-        return tuple(folder for folder in map(_local, self.find_links) if folder is not None and folder.is_dir())
+        return tuple(
+            folder for folder in map(_local, self.find_links) if folder is not None and folder.is_dir()
+        )
 
     def uv_options(self) -> list[str]:
         """Options that make uv look where pip would. What the user set for uv itself (UV_...) has the last word."""

@@ -34,7 +34,9 @@ def _table() -> dict[str, dict[str, list[str]]]:
 
 def check_profile(name: str) -> str:
     if name not in PROFILES:
-        raise UserError(f"No profile {name!r} (there: {', '.join(PROFILES)}).", fix="python3 -m fastsd_lib install train")
+        raise UserError(
+            f"No profile {name!r} (there: {', '.join(PROFILES)}).", fix="python3 -m fastsd_lib install train"
+        )
     return name
 
 
