@@ -26,7 +26,9 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 def narrow_sd15(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     """Stable Diffusion 1.5's shape, only narrower: four levels, two layers each, f=8 VAE."""
     folder = tmp_path_factory.mktemp("models") / "narrow"
-    return _save_pipeline(folder, unet=(16, 32, 32, 32), vae=(8, 16, 16, 16), layers=2, attention_everywhere=False)
+    return _save_pipeline(
+        folder, unet=(16, 32, 32, 32), vae=(8, 16, 16, 16), layers=2, attention_everywhere=False
+    )
 
 
 def _save_pipeline(
@@ -77,8 +79,8 @@ def _save_pipeline(
         )
     ).save_pretrained(folder / "text_encoder")
     DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2))
     return ModelFiles("sd1", "diffusers", folder)
@@ -119,7 +121,12 @@ def save_tokenizer(folder: Path) -> int:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
-    special = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": tokens[-1]}
+    special = {
+        "bos_token": tokens[-2],
+        "eos_token": tokens[-1],
+        "unk_token": tokens[-1],
+        "pad_token": tokens[-1],
+    }
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))

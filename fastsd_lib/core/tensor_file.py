@@ -91,9 +91,13 @@ def read_tensor_file(path: Path) -> TensorFile:
             handle.seek(8)
             header = json.loads(handle.read(length))
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}.", fix="check the path; it must end in .safetensors.") from None
+        raise UserError(
+            f"There is no file {path}.", fix="check the path; it must end in .safetensors."
+        ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a .safetensors file.", fix="name the file itself.") from None
+        raise UserError(
+            f"{path} is a folder, not a .safetensors file.", fix="name the file itself."
+        ) from None
     except (ValueError, RecursionError):
         raise _damaged(path, "has a header that is not JSON") from None
     return TensorFile(path, *_parse_header(path, header, data_start=8 + length, size_bytes=size_bytes))
@@ -147,7 +151,11 @@ def _header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> 
     offset = 0
     for tensor in tensors:
         end = offset + tensor.size_bytes
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # readers map the data, which wants to be aligned
@@ -168,7 +176,9 @@ def _parse_header(
         except (TypeError, KeyError, ValueError):
             raise _damaged(path, f"has no proper entry for {name!r}") from None
         if min(shape, default=0) < 0 or end - start != _values(shape) * BYTES_PER_VALUE.get(dtype, -1):
-            raise _damaged(path, f"gives {name!r} a size that does not fit its shape {list(shape)} of {dtype}")
+            raise _damaged(
+                path, f"gives {name!r} a size that does not fit its shape {list(shape)} of {dtype}"
+            )
         tensors[name] = Tensor(dtype, shape, start, end)
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     expected = data_start
@@ -186,7 +196,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise UserError(
             f"{path} is a web page, not a model: the download gave an error or log-in page.",
-            fix="open the link in a browser, log in or accept the licence there, and download the file itself.",
+            fix="open the link in a browser, log in or accept the licence there, and fetch the file itself.",
         )
     if text.startswith(b"version https://git-lfs"):
         raise UserError(

@@ -23,7 +23,9 @@ def target_dtype(source: str, wanted: str | None) -> str:
     if wanted is None or source not in FLOATS:
         return source
     if wanted not in DTYPES:
-        raise UserError(f"No dtype {wanted!r} (there: {', '.join(DTYPES)}).", fix="take fp16 to share a model.")
+        raise UserError(
+            f"No dtype {wanted!r} (there: {', '.join(DTYPES)}).", fix="take fp16 to share a model."
+        )
     return DTYPES[wanted]
 
 
@@ -36,7 +38,8 @@ def cast_chunks(chunks: Iterable[bytes], name: str, source: str, target: str) ->
         result = _from_float32(values, target)
         if target == "F16" and np.isinf(result).any() and np.isfinite(values[np.isinf(result)]).any():
             raise UserError(
-                f"The weight {name} holds values beyond 65504, which fp16 cannot store.", fix="take bf16 or fp32."
+                f"The weight {name} holds values beyond 65504, which fp16 cannot store.",
+                fix="take bf16 or fp32.",
             )
         yield result.tobytes()
 
@@ -55,6 +58,8 @@ def _from_float32(values: np.ndarray, target: str) -> np.ndarray:
     if target == "BF16":
         bits = values.view(np.uint32)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)  # rounding could carry a NaN into infinity
+        return np.where(
+            np.isnan(values), np.uint16(0x7FC0), rounded
+        )  # rounding could carry a NaN into infinity
     with np.errstate(over="ignore"):  # the caller names the weight
         return values.astype("<f2" if target == "F16" else "<f4", copy=False)

@@ -1,7 +1,7 @@
 """The small files of a pipeline (configs, tokenizer) and how they travel inside a single file.
 
 SD 1.x single files hold weights only: every loader knows the rest by heart. A model of another shape or with
-another vocabulary would be lost without its own, so its file carries them in the header under "fastsd.configs".
+another vocabulary would be lost without its own, so its file carries them in its header: "fastsd.configs".
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ STOCK_SD1 = {
         "attention_head_dim": 8,
         "in_channels": 4,
     },
-    "vae/config.json": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4},
+    "vae/config.json": {
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
     "text_encoder/config.json": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 49408},
 }
 
 
 def read_configs(folder: Path) -> dict[str, str]:
-    """The small files of a Diffusers folder, by their path in it; UserError when a model's own config lacks."""
+    """The small files of a Diffusers folder, by their path in it; UserError when one is missing."""
     texts = {name: (folder / name).read_text("utf-8") for name in CARRIED if (folder / name).is_file()}
     for name in MODEL_CONFIGS:
         if name not in texts:
@@ -86,7 +90,8 @@ def unpack(packed: str, origin: Path) -> dict[str, str]:
         shapes_known = False
     if not shapes_known:
         raise UserError(
-            f"The configs inside {origin} are damaged.", fix="export the file again from its Diffusers folder."
+            f"The configs inside {origin} are damaged.",
+            fix="export the file again from its Diffusers folder.",
         )
     return configs
 

@@ -46,17 +46,30 @@ VAE_ENDS = {
     "quant_conv": "quant_conv",
     "post_quant_conv": "post_quant_conv",
 }
-VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+VAE_RESNET = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv_shortcut": "nin_shortcut",
+}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 # diffusers before 0.15 wrote these; folders from then are still around.
 VAE_ATTENTION_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 # Modules that a model may lack: everything else in a table must be there.
-OPTIONAL = ("conv_shortcut", "skip_connection", "nin_shortcut", "mid_block.attentions", "mid.attn_1", "quant_conv")
+OPTIONAL = (
+    "conv_shortcut",
+    "skip_connection",
+    "nin_shortcut",
+    "mid_block.attentions",
+    "mid.attn_1",
+    "quant_conv",
+)
 
 
 def unet_table(config: Mapping[str, Any]) -> Table:
-    """UNet2DConditionModel's modules; sources: openaimodel.py of CompVis/latent-diffusion.
+    """UNet2DConditionModel's modules; source: openaimodel.py of CompVis/latent-diffusion.
 
     `input_blocks` counts every residual block and downsampler in one row, `output_blocks` likewise.
     """
@@ -90,12 +103,14 @@ def unet_table(config: Mapping[str, Any]) -> Table:
                 table[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{row}.1"
             row += 1
         if level < levels - 1:
-            table[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{row - 1}.{2 if attends else 1}.conv"
+            table[f"up_blocks.{level}.upsamplers.0.conv"] = (
+                f"output_blocks.{row - 1}.{2 if attends else 1}.conv"
+            )
     return table
 
 
 def vae_table(config: Mapping[str, Any]) -> Table:
-    """AutoencoderKL's modules; sources: model.py of CompVis/latent-diffusion, whose decoder counts upwards."""
+    """AutoencoderKL's modules; source: model.py of CompVis/latent-diffusion, whose decoder counts upwards."""
     levels = len(config["block_out_channels"])
     layers = config.get("layers_per_block", 1)
     table = dict(VAE_ENDS)
@@ -103,14 +118,20 @@ def vae_table(config: Mapping[str, Any]) -> Table:
         mirrored = levels - 1 - level
         for layer in range(layers):
             table |= _resnet(
-                f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}", VAE_RESNET
+                f"encoder.down_blocks.{level}.resnets.{layer}",
+                f"encoder.down.{level}.block.{layer}",
+                VAE_RESNET,
             )
         for layer in range(layers + 1):
             table |= _resnet(
-                f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{mirrored}.block.{layer}", VAE_RESNET
+                f"decoder.up_blocks.{level}.resnets.{layer}",
+                f"decoder.up.{mirrored}.block.{layer}",
+                VAE_RESNET,
             )
         if level < levels - 1:
-            table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
+            table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = (
+                f"encoder.down.{level}.downsample.conv"
+            )
             table[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"decoder.up.{mirrored}.upsample.conv"
     for side in ("encoder", "decoder"):
         for number in (0, 1):
@@ -122,7 +143,7 @@ def vae_table(config: Mapping[str, Any]) -> Table:
 
 
 def text_encoder_table() -> Table:
-    """CLIP keeps its own names, under `text_model.`: transformers 5.6 and later leave that word out on disk."""
+    """CLIP keeps its names, under `text_model.`, a word that transformers 5.6 and later leave out on disk."""
     return {"text_model": "text_model"}
 
 

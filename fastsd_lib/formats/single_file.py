@@ -15,7 +15,13 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file, tensor_hashes, write_tensor_file
+from fastsd_lib.core.tensor_file import (
+    NewTensor,
+    TensorFile,
+    read_tensor_file,
+    tensor_hashes,
+    write_tensor_file,
+)
 from fastsd_lib.formats import configs as pipeline_configs
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
 from fastsd_lib.formats.key_maps import SD1_PREFIXES, rename
@@ -31,15 +37,15 @@ def export_single_file(
 ) -> ModelFiles:
     """Write the Diffusers folder `model` as one file that A1111, ComfyUI and diffusers read.
 
-    `dtype`: fp16, bf16, fp32, or None to keep every tensor's bytes as they are. `metadata` joins the modelspec
-    entries of the header; values that are not text are stored as JSON (a recipe, for example). The file is read
-    back and compared, tensor by tensor, before it takes its name. UserError for a folder that cannot be
-    expressed as an SD 1.x file.
+    `dtype`: fp16, bf16, fp32, or None to keep every tensor's bytes as they are. `metadata` joins the
+    modelspec entries of the header; values that are not text are stored as JSON (a recipe, for example).
+    The file is read back and compared, tensor by tensor, before it takes its name. UserError for a folder
+    that cannot be expressed as an SD 1.x file.
     """
     if model.layout != "diffusers" or model.family != "sd1":
         raise UserError(
-            f"{model.path} is {model.family} as {model.layout.replace('_', ' ')}; this export takes an SD 1.x folder.",
-            fix="name a Diffusers folder of an SD 1.x model.",
+            f"{model.path} is no Diffusers folder of an SD 1.x model ({model.family}, {model.layout}).",
+            fix="name a folder that holds model_index.json of an SD 1.x model.",
         )
     if out.suffix != ".safetensors":
         raise UserError(f"{out.name} does not end in .safetensors.", fix=f"write to {out.stem}.safetensors.")
@@ -63,9 +69,9 @@ def import_single_file(
 ) -> ModelFiles:
     """Write an SD 1.x single file as a Diffusers folder; no bytes of a weight change.
 
-    Shapes and tokenizer come from the file itself when fastsd wrote them there, else from the Diffusers folder
-    `config_from` (any SD 1.x pipeline of the same shape; only its small files are read). `out_dir` must be new
-    or empty; it appears only when it is complete.
+    Shapes and tokenizer come from the file itself when fastsd wrote them there, else from the Diffusers
+    folder `config_from` (any SD 1.x pipeline of the same shape; only its small files are read). `out_dir`
+    must be new or empty; it appears only when it is complete.
     """
     source = read_tensor_file(path)
     configs = single_file_configs(source, config_from)
@@ -98,7 +104,7 @@ def single_file_configs(source: TensorFile, config_from: Path | None = None) -> 
     if config_from is None:
         raise UserError(
             f"{source.path} holds weights only, no configs and no tokenizer.",
-            fix="name a Diffusers folder of the same shape to take them from (an SD 1.5 folder for an SD 1.5 file).",
+            fix="name a Diffusers folder of the same kind to take them from (SD 1.5 for SD 1.5).",
         )
     return pipeline_configs.read_configs(config_from)
 
@@ -110,7 +116,7 @@ def _exported(weight: Weight, new_name: str, dtype: str | None) -> NewTensor:
     chunks = partial(weight.file.chunks, weight.key) if same else partial(_cast, weight, target)
     # SD 1.x stores the VAE's attention projections as 1x1 convolutions.
     projection = ".mid.attn_1." in new_name and new_name.endswith(".weight") and len(stored.shape) == 2
-    return NewTensor(new_name, target, stored.shape + (1, 1) if projection else stored.shape, chunks)
+    return NewTensor(new_name, target, (*stored.shape, 1, 1) if projection else stored.shape, chunks)
 
 
 def _cast(weight: Weight, target: str) -> Iterator[bytes]:
@@ -118,11 +124,18 @@ def _cast(weight: Weight, target: str) -> Iterator[bytes]:
 
 
 def _write_and_verify(
-    scratch: Path, final: Path, tensors: list[NewTensor], header: Mapping[str, str], report: Report, hash_key: str = ""
+    scratch: Path,
+    final: Path,
+    tensors: list[NewTensor],
+    header: Mapping[str, str],
+    report: Report,
+    hash_key: str = "",
 ) -> None:
     """Write, read back, compare: a disk that lies is found before the file takes its name."""
     total = len(tensors)
-    watched = [_watched(tensor, report, f"writing {final.name}", n, total) for n, tensor in enumerate(tensors)]
+    watched = [
+        _watched(tensor, report, f"writing {final.name}", n, total) for n, tensor in enumerate(tensors)
+    ]
     hashes = write_tensor_file(scratch, watched, header, hash_key)
     found = tensor_hashes(read_tensor_file(scratch))
     if found != hashes:

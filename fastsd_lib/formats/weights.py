@@ -23,7 +23,16 @@ from fastsd_lib.formats.key_maps import (
 
 WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 # Training leftovers of original checkpoints; every loader makes them anew or ignores them.
-LEFTOVERS = ("model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "lvlb_")
+LEFTOVERS = (
+    "model_ema.",
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "log_one_minus_",
+    "posterior_",
+    "logvar",
+    "lvlb_",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,9 @@ def folder_weights(folder: Path, configs: Mapping[str, str]) -> dict[str, Weight
     for part, table in key_tables(configs).items():
         found: Weights = {}
         for key, file in _part_files(folder / part, WEIGHT_NAMES[part]).items():
-            if not key.endswith("position_ids"):  # 0, 1, 2 ...: current transformers refuse it, others make it
+            if not key.endswith(
+                "position_ids"
+            ):  # 0, 1, 2 ...: current transformers refuse it, others make it
                 found[_modern_name(part, key)] = Weight(file, key, file.tensors[key].shape)
         _refuse_strangers(folder / part, [name for name in found if rename(name, table) is None])
         _check_complete(folder / part, part, found, table)
@@ -78,7 +89,11 @@ def single_file_weights(file: TensorFile, configs: Mapping[str, str]) -> dict[st
         if key.endswith("position_ids") or (part is None and key.startswith(LEFTOVERS)):
             continue
         inner = key[len(SD1_PREFIXES[part]) :] if part else key
-        name = rename(_with_text_model(inner) if part == "text_encoder" else inner, inverse[part]) if part else None
+        name = (
+            rename(_with_text_model(inner) if part == "text_encoder" else inner, inverse[part])
+            if part
+            else None
+        )
         if name is None:
             strangers.append(key)
             continue
@@ -92,7 +107,7 @@ def single_file_weights(file: TensorFile, configs: Mapping[str, str]) -> dict[st
 
 
 def _part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
-    """Tensor name -> file: the plain file, shards with an index, or the only variant (model.fp16.safetensors)."""
+    """Tensor name -> file: the plain file, shards with an index, or the only variant (model.fp16...)."""
     plain, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if plain.is_file():
         return _whole(plain)
@@ -110,7 +125,7 @@ def _part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
         )
     raise UserError(
         f"{folder} holds no {plain.name}.",
-        fix="download the model again with its .safetensors weights; pickled .bin files are not opened.",
+        fix="download the model with its .safetensors weights; pickled .bin files are not opened.",
     )
 
 
@@ -139,13 +154,13 @@ def _check_complete(origin: Path, part: str, names: Iterable[str], table: Table)
     if missing:
         raise UserError(
             f"{origin} lacks {len(missing)} modules that a {part} of this shape has, first {missing[0]}.",
-            fix="the configs belong to another model, or the file is incomplete: take the model's own configs.",
+            fix="the configs are another model's, or the file is incomplete: take its own configs.",
         )
 
 
 def _refuse_strangers(origin: Path, names: list[str]) -> None:
     if names:
         raise UserError(
-            f"{origin} holds {len(names)} tensors that an SD 1.x model of this shape has not, first {names[0]}.",
+            f"{origin} holds {len(names)} tensors that no SD 1.x model of this shape has, first {names[0]}.",
             fix="the configs belong to another model, or it is no SD 1.x model: `identify` says what it is.",
         )

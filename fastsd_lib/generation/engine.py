@@ -14,7 +14,7 @@ import torch
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.generation.loading import Parts, load_parts
+from fastsd_lib.formats.parts import Parts, encode_prompts, load_parts
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.samplers import make_scheduler
 
@@ -53,8 +53,9 @@ def load_engine(
 ) -> Engine:
     """Load a model for drawing.
 
-    `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, fp32 on the CPU,
-    whose half precision is slower than its full one), fp16, bf16, fp32. `threads`: CPU threads, None = torch's own.
+    `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, fp32 on
+    the CPU, whose half precision is slower than its full one), fp16, bf16, fp32. `threads`: CPU threads,
+    None = torch's own.
     """
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if dtype not in (*dtypes, "auto"):
@@ -69,9 +70,9 @@ def load_engine(
 def draw(parts: Parts, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
     """Draw `request.count` pictures with live modules, which keep their training mode and dtype.
 
-    Picture i has the seed `request.seed + i`: its noise comes from the CPU and from that seed alone, so it is the
-    same picture in any batch and on any device, up to rounding. `report` hears every step; what it raises ends
-    the drawing. UserError for values that the model cannot follow.
+    Picture i has the seed `request.seed + i`: its noise comes from the CPU and from that seed alone, so it is
+    the same picture in any batch and on any device, up to rounding. `report` hears every step; what it raises
+    ends the drawing. UserError for values that the model cannot follow.
     """
     request.check()
     width_px, height_px = _size(parts, request)
@@ -103,7 +104,10 @@ def draw(parts: Parts, request: GenerationRequest, report: Report = silent) -> l
         "dtype": str(_of(parts.unet).dtype).removeprefix("torch."),
         "warnings": warnings,
     }
-    return [GeneratedImage(picture, seed, {**record, "seed": seed}) for picture, seed in zip(pictures, seeds)]
+    return [
+        GeneratedImage(picture, seed, {**record, "seed": seed})
+        for picture, seed in zip(pictures, seeds, strict=True)
+    ]
 
 
 def _denoise(
@@ -121,8 +125,8 @@ def _denoise(
     scheduler.set_timesteps(request.inference_steps, device=like.device)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     shape = (parts.unet.config.in_channels, *latent_size)
-    latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(like.device)
-    latents = latents * scheduler.init_noise_sigma
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise.to(like.device) * scheduler.init_noise_sigma
     guided = guidance != 1
     context = embeddings.repeat_interleave(len(seeds), dim=0)  # negative prompts first, when there are any
     options = {"return_dict": False}
@@ -132,8 +136,8 @@ def _denoise(
     for number, timestep in enumerate(steps):
         told(number, len(steps))
         noisy = scheduler.scale_model_input(latents, timestep).to(like.dtype)
-        noise = parts.unet(torch.cat([noisy, noisy]) if guided else noisy, timestep, context, return_dict=False)[0]
-        noise = noise.float()
+        noisy = torch.cat([noisy, noisy]) if guided else noisy
+        noise = parts.unet(noisy, timestep, context, return_dict=False)[0].float()
         if guided:
             without, with_prompt = noise.chunk(2)
             noise = torch.lerp(without, with_prompt, guidance)
@@ -157,7 +161,8 @@ def _decode(parts: Parts, latents: torch.Tensor) -> list[Image]:
     for some in (latents / parts.vae.config.scaling_factor).to(like.dtype).split(at_once):
         pixels = parts.vae.decode(some, return_dict=False)[0].float()  # (B, 3, H, W) in [-1, 1]
         levels = (pixels * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-        pictures += [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+        arrays = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        pictures += [Image.fromarray(array) for array in arrays]
     return pictures
 
 
@@ -169,11 +174,8 @@ def _encode(parts: Parts, prompts: list[str]) -> tuple[torch.Tensor, list[str]]:
         tokens = parts.tokenizer(prompt, verbose=False).input_ids[1:-1]
         if len(tokens) > limit - 2:
             lost = parts.tokenizer.decode(tokens[limit - 2 :]).strip()
-            warnings.append(f"the prompt has {len(tokens)} tokens and the model reads {limit - 2}; not read: {lost!r}")
-    tokens = parts.tokenizer(
-        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt", verbose=False
-    )
-    return parts.text_encoder(tokens.input_ids.to(_of(parts.text_encoder).device))[0].to(_of(parts.unet).dtype), warnings
+            warnings.append(f"{len(tokens)} tokens, but the model reads {limit - 2}; not read: {lost!r}")
+    return encode_prompts(parts, prompts).to(_of(parts.unet).dtype), warnings
 
 
 def _size(parts: Parts, request: GenerationRequest) -> tuple[int, int]:
@@ -220,12 +222,12 @@ def _of(module: torch.nn.Module) -> torch.Tensor:
 
 @contextmanager
 def _resting(*modules: torch.nn.Module) -> Iterator[None]:
-    """Dropout and gradient checkpointing off while drawing; a training run finds its modules as it left them."""
+    """Dropout and gradient checkpointing off while drawing; a training run finds all as it left it."""
     training = [module.training for module in modules]
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, was in zip(modules, training):
+        for module, was in zip(modules, training, strict=True):
             module.train(was)

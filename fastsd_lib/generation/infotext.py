@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def infotext(record: Mapping[str, Any]) -> str:
-    """The text that A1111 and its readers know: prompt, negative prompt, then "Steps: 25, Sampler: DDIM, ..."."""
+    """The text that A1111 and its readers know: prompt, negative prompt, then "Steps: 25, Sampler: ..."."""
     settings = {
         "Steps": record["inference_steps"],
         "Sampler": SAMPLERS[record["sampler"]].label,

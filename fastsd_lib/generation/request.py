@@ -11,12 +11,12 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One order: `count` pictures of one prompt. Picture i has the seed `seed + i` and is the same in any batch."""
+    """One order: `count` pictures of one prompt. Picture i has the seed `seed + i`, in any batch."""
 
     prompt: str
     negative_prompt: str = ""  # what should not be in the picture
     inference_steps: int = 25
-    guidance_scale: float | None = None  # how strictly the prompt is obeyed, 1 = not at all; None = the model's own
+    guidance_scale: float | None = None  # how much the prompt counts; None = the model's own, 1 = off
     seed: int = 42
     count: int = 1
     width_px: int | None = None  # None = the model's own size

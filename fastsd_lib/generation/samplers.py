@@ -41,7 +41,7 @@ def sampler(name: str) -> Sampler:
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh stepping rule on the noise schedule that the model was trained with.
 
-    `config` is the model's scheduler_config.json; entries that the rule does not know are left out by diffusers.
+    `config` is the model's scheduler_config.json; entries that the rule does not know are left out.
     """
     chosen = sampler(name)
     module = importlib.import_module(f"diffusers.schedulers.{chosen.module}")

@@ -122,8 +122,8 @@ def _identify_folder(folder: Path) -> Identity:
     family = next((family for start, family in FOLDER_CLASSES.items() if pipeline.startswith(start)), None)
     if family is None and unet.is_file():
         # SD 2.x projects with linear layers where SD 1.x has 1x1 convolutions.
-        projection = next((t for n, t in weights.tensors.items() if n.endswith("attentions.0.proj_in.weight")), None)
-        family = "sd2" if projection and len(projection.shape) == 2 else "sd1"
+        shapes = [t.shape for name, t in weights.tensors.items() if name.endswith("proj_in.weight")]
+        family = "sd2" if shapes and len(shapes[0]) == 2 else "sd1"
     if family is None:
         raise UserError(
             f"{folder} holds a {pipeline or 'pipeline without a name'}, which is not known here.",

@@ -32,7 +32,7 @@ class KnownModel:
 
 
 KNOWN_MODELS = (
-    KnownModel(EMBEDDED, "sd1", 64, 0, "Apache-2.0", "tiny model that comes with fastsd: tests, demos, no network"),
+    KnownModel(EMBEDDED, "sd1", 64, 0, "Apache-2.0", "tiny model that comes with fastsd"),
     KnownModel(
         "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", 512, 5500, "CreativeML OpenRAIL-M",
         "Stable Diffusion 1.5, the usual base for DreamBooth", ("1.5", "sd15", "sd1.5", "v1-5"),
@@ -48,7 +48,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 # The parts of an SD 1.x pipeline that have weights; a safety checker is never fetched.
 PARTS = ("unet", "vae", "text_encoder")
-SMALL_FILES = re.compile(r"(model_index\.json|fastsd\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt))")
+SMALL_FILES = re.compile(
+    r"(model_index|fastsd)\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt)"
+)
 
 
 def base_model(name_or_path: str | Path = EMBEDDED, token: str | None = None) -> ModelFiles:
@@ -82,7 +84,7 @@ def download(hub_id: str, token: str | None = None, endpoint: str | None = None)
     token = token or os.environ.get("HF_TOKEN") or None
     try:
         files = HfApi(endpoint=endpoint, token=token).list_repo_files(hub_id)
-    except Exception as error:  # httpx below 1.0, requests above: the library changed its errors with its client
+    except Exception as error:  # of requests or of httpx: the library changed its client with version 1
         try:
             cached = snapshot_download(hub_id, local_files_only=True)
             return identify(Path(cached)).model_files
@@ -115,7 +117,8 @@ def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:
                 fix="take a repository with safetensors; pickled .bin files are not opened.",
             )
         wanted += plain or half
-        wanted += [name for name in files if plain and name.startswith(f"{part}/") and name.endswith("tensors.index.json")]
+        index = f"{part}/diffusion_pytorch_model.safetensors.index.json"  # of shards
+        wanted += [index] if plain and index in files else []
     return wanted
 
 
@@ -127,7 +130,9 @@ def _embedded(folder: Path) -> ModelFiles:
 
 def _unknown(name: str, known: Iterable[str]) -> UserError:
     if "/" in name or "\\" in name or Path(name).suffix in (".safetensors", ".ckpt", ".pt"):
-        return UserError(f"There is no file or folder {name}.", fix="check the path; ~ stands for your home folder.")
+        return UserError(
+            f"There is no file or folder {name}.", fix="check the path; ~ stands for your home folder."
+        )
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or [EMBEDDED, KNOWN_MODELS[1].name]
     return UserError(
         f"No model {name!r} (nearest: {', '.join(near)}).",
@@ -146,8 +151,11 @@ def _download_error(hub_id: str, error: Exception, token: str | None) -> UserErr
             fix=f"open {page}, accept, then give a token of that account (token=..., or HF_TOKEN).",
         )
     if status == 401 and token:
-        return UserError(f"Hugging Face refused the token for {hub_id}.", fix="make a new one: huggingface.co/settings/tokens")
-    if kind in ("RepositoryNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError") or status in (401, 404):
+        return UserError(
+            f"Hugging Face refused the token for {hub_id}.",
+            fix="make a new one: huggingface.co/settings/tokens",
+        )
+    if "NotFoundError" in kind or status in (401, 404):
         return UserError(
             f"Hugging Face has no public model {hub_id}.",
             fix=f"check the spelling at {page}; a private model needs a token (token=..., or HF_TOKEN).",
@@ -155,7 +163,9 @@ def _download_error(hub_id: str, error: Exception, token: str | None) -> UserErr
     if status is not None:
         return UserError(f"Hugging Face answered {status} for {hub_id}.", fix="try again in a few minutes.")
     if isinstance(error, OSError) and getattr(error, "errno", None) == 28:
-        return UserError(f"The disk is full: {hub_id} did not fit.", fix="free space, or set HF_HOME to another disk.")
+        return UserError(
+            f"The disk is full: {hub_id} did not fit.", fix="free space, or set HF_HOME to another disk."
+        )
     return UserError(
         f"No connection to Hugging Face, and {hub_id} is not in the cache ({kind}).",
         fix=f"connect to the network and try again, or work with the model that is here: {EMBEDDED}",
