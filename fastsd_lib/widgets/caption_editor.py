@@ -55,7 +55,7 @@ class CaptionEditor(style.Shown):
         self.add_button = style.button("Add to all", self._add_to_all)
         self.box = self._layout()
         self._list_again()
-        self._show(next(iter(self._photos), ""))
+        self._show(self.chosen)
         self.list.observe(self._picked, names="value")
         self.text.observe(self._typed, names="value")
 
@@ -94,9 +94,8 @@ class CaptionEditor(style.Shown):
     def _layout(self) -> Any:
         import ipywidgets
 
-        buttons = style.row(
-            self.previous_button, self.next_button, self.save_button, self.save_all_button, self.undo_button
-        )
+        buttons = style.row(self.save_button, self.save_all_button, self.undo_button)
+        steps = style.row(self.previous_button, self.next_button, justify_content="center")
         writing = style.column(
             style.html('<span class="fsd-label">Caption</span>'),
             self.text,
@@ -107,7 +106,7 @@ class CaptionEditor(style.Shown):
         )
         middle = style.row(
             style.column(self.list, flex="1 1 190px"),
-            style.column(self.preview, flex="1 1 260px"),
+            style.column(self.preview, steps, flex="1 1 260px"),
             writing,
             align_items="flex-start",
             grid_gap="16px",
@@ -121,7 +120,7 @@ class CaptionEditor(style.Shown):
             ),
         )
         heading = style.html('<span class="fsd-label">All captions at once</span>')
-        note = f"{len(self._photos)} photos. Say what varies (pose, place, light); the subject is in the prompt already."
+        note = "Say what varies: pose, place, light. The subject itself is in the instance prompt already."
         return style.card("Captions", middle, heading, bulk, note=note)
 
     def _replace_in_all(self) -> None:
@@ -130,7 +129,11 @@ class CaptionEditor(style.Shown):
             self._say("Type what to find first.")
             return
         count = self.change_all(lambda text: text.replace(find, replace))
-        self._refresh(f"Changed in {count} of {len(self.texts)}; not saved yet." if count else f"No caption has {find!r}.")
+        self._refresh(
+            f"Changed in {count} of {len(self.texts)}; not saved yet."
+            if count
+            else f"No caption has {find!r}."
+        )
 
     def _add_to_all(self) -> None:
         prefix, suffix = self.prefix.value, self.suffix.value
@@ -178,7 +181,7 @@ class CaptionEditor(style.Shown):
         self._say(message)
 
     def _list_again(self) -> None:
-        chosen, unsaved = self.chosen, set(self.unsaved)
+        chosen, unsaved = self.chosen or next(iter(self._photos), ""), set(self.unsaved)
         self._quiet = True
         self.list.options = [((UNSAVED if name in unsaved else "") + name, name) for name in self._photos]
         if chosen:

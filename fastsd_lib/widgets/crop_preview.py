@@ -12,12 +12,21 @@ from fastsd_lib.widgets.pictures import data_uri, image_tag, tile
 
 SHOWN_PX = 420
 NUDGE = 0.05  # of the shorter side of the photo
+NUDGES = (  # label, steps to the right, steps down, steps larger
+    ("←", -1, 0, 0),
+    ("→", 1, 0, 0),
+    ("↑", 0, -1, 0),
+    ("↓", 0, 1, 0),
+    ("Closer", 0, 0, -1),
+    ("Wider", 0, 0, 1),
+)
 
 
 class CropPreview(style.Shown):
-    """All crops as tiles; one photo large with its square, sliders and nudge buttons. Moves are kept on Save."""
+    """All crops as tiles, and one photo large with its square to be moved; Save keeps the move."""
 
-    def __init__(self, session: Any, resolution_px: int = 512) -> None:
+    def __init__(self, session: Any, resolution_px: int | None = None) -> None:
+        """With `resolution_px`, the size of training, a crop that must be enlarged to it says so."""
         import ipywidgets
 
         from fastsd_lib.sessions.photos import photos
@@ -41,10 +50,8 @@ class CropPreview(style.Shown):
         self.sliders = {name: _slider(name) for name in ("left", "top", "size")}
         self.nudge_buttons = {
             label: style.button(label, lambda x=x, y=y, grow=grow: self.nudge(x, y, grow))
-            for label, x, y, grow in (
-                ("←", -1, 0, 0), ("→", 1, 0, 0), ("↑", 0, -1, 0), ("↓", 0, 1, 0), ("Closer", 0, 0, -1), ("Wider", 0, 0, 1)
-            )
-        }  # fmt: skip
+            for label, x, y, grow in NUDGES
+        }
         self.save_button = style.button("Save this crop", self.save, kind="primary", disabled=True)
         self.again_button = style.button("Find again", self.find_again)
         self.previous_button = style.button("‹ Previous", lambda: self._step(-1))
@@ -70,7 +77,9 @@ class CropPreview(style.Shown):
         from fastsd_lib.images.crop import crop_by_hand, find_crop
 
         box = find_crop(self._image)
-        self._move_to(crop_by_hand(self._image.size, box.left, box.top, box.side_px), f"Found by {box.reason}.")
+        self._move_to(
+            crop_by_hand(self._image.size, box.left, box.top, box.side_px), f"Found by {box.reason}."
+        )
 
     def nudge(self, x: int, y: int, grow: int) -> None:
         """Move the square by a twentieth of the photo, or make it smaller or larger around its middle."""
@@ -84,12 +93,13 @@ class CropPreview(style.Shown):
 
     def _layout(self) -> Any:
         if not self._photos:
-            return style.card("Crops", style.html('<div class="fsd-help">No photos yet: add some first.</div>'))
+            return style.card(
+                "Crops", style.html('<div class="fsd-help">No photos yet: add some first.</div>')
+            )
         controls = style.column(
-            style.row(self.choice),
             *self.sliders.values(),
             style.row(*self.nudge_buttons.values(), grid_gap="2px"),
-            style.row(self.previous_button, self.next_button, self.again_button, self.save_button, grid_gap="4px"),
+            style.row(self.save_button, self.again_button, grid_gap="4px"),
             self.status,
             flex="1 1 340px",
         )
@@ -100,8 +110,14 @@ class CropPreview(style.Shown):
             align_items="flex-start",
             grid_gap="18px",
         )
-        note = f"Training sees only the square, at {self.resolution_px} pixels. Nothing is cut from the photos."
-        return style.card("Crops", self.tiles, style.html('<span class="fsd-label">Adjust one</span>'), adjust, note=note)
+        note = "Training sees only the square. Nothing is cut from the photos themselves."
+        heading = style.row(
+            style.html('<span class="fsd-label">Adjust one</span>'),
+            self.choice,
+            self.previous_button,
+            self.next_button,
+        )
+        return style.card("Crops", self.tiles, heading, adjust, note=note)
 
     def _choose(self, name: str | None) -> None:
         from fastsd_lib.images.load import open_photo
@@ -151,9 +167,9 @@ class CropPreview(style.Shown):
             f'<div class="fsd-crop"><img src="{self._uri}" alt="{escape(name, quote=True)}" '
             f'style="max-height:{SHOWN_PX}px"><i style="{place}"></i></div>'
         )
-        cropped = crop_to(self._image, box, min(150, self.resolution_px))
-        sharp = enlargement(box, self.resolution_px)
-        size = f"{box.side_px} px" + (f", enlarged {sharp:.1f}x" if sharp > 1 else "")
+        cropped = crop_to(self._image, box, 150)
+        larger = enlargement(box, self.resolution_px) if self.resolution_px else 0.0
+        size = f"{box.side_px} px" + (f", enlarged {larger:.1f}x" if larger > 1 else "")
         self.crop_view.value = (
             f"{image_tag(cropped, 150, alt='crop', style='width:150px;border-radius:8px')}"
             f'<div class="fsd-help">{size}</div>'

@@ -47,7 +47,9 @@ class Curve:
         for name, span in zip(stages, spans, strict=True):
             width = usable * span / sum(spans)
 
-            def line(points: list[tuple[float, float]], start: float = start, per: float = width / span) -> str:
+            def line(
+                points: list[tuple[float, float]], start: float = start, per: float = width / span
+            ) -> str:
                 return " ".join(f"{start + step * per:.1f},{y(loss):.1f}" for step, loss in points)
 
             faint = 'fill="none" stroke="currentColor" stroke-opacity=".28" stroke-width="1"'
@@ -64,12 +66,17 @@ class Curve:
 
 
 def _labels(name: str, start: float, width: float, span: int, *, first: bool) -> str:
-    border = "" if first else (
-        f'<line x1="{start:.1f}" x2="{start:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" '
-        'stroke="currentColor" stroke-opacity=".35" stroke-dasharray="3 3"/>'
+    border = (
+        ""
+        if first
+        else (
+            f'<line x1="{start:.1f}" x2="{start:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" '
+            'stroke="currentColor" stroke-opacity=".35" stroke-dasharray="3 3"/>'
+        )
     )
     title = f'<text x="{start + 4:.1f}" y="{TOP - 10}" fill-opacity=".8">loss, {escape(name)}</text>'
-    end = f'<text x="{start + width - 2:.1f}" y="{HEIGHT - 8}" text-anchor="end" fill-opacity=".8">step {span}</text>'
+    right = f'x="{start + width - 2:.1f}" y="{HEIGHT - 8}" text-anchor="end"'
+    end = f'<text {right} fill-opacity=".8">step {span}</text>'
     return border + title + end
 
 

@@ -27,6 +27,19 @@ Config = TypeVar("Config")
 
 WHERE = "this form"
 UNITS = {"px": "px", "s": "seconds", "mib": "MiB"}
+USUAL_CHOICES = (
+    "instance_prompt",
+    "class_prompt",
+    "class_images",
+    "text_encoder_steps",
+    "unet_steps",
+    "unet_learning_rate",
+    "resolution_px",
+    "sample_every_steps",
+    "seed",
+)
+NAMES = {"unet": "U-Net", "snr": "SNR", "vae": "VAE", "url": "URL"}
+AUTO = -1  # in a `#@param`: the number that the recipe has; 0 is a choice of its own
 
 
 def field_comments(config_type: type) -> dict[str, str]:
@@ -52,24 +65,28 @@ def label_of(name: str) -> str:
     """`unet_steps` -> "Unet steps"; a unit at the end goes into brackets: "Resolution (px)"."""
     words = name.split("_")
     unit = UNITS.get(words[-1]) if len(words) > 1 else None
-    text = " ".join(words[:-1] if unit else words).capitalize()
+    words = [NAMES.get(word, word) for word in (words[:-1] if unit else words)]
+    text = " ".join(words)
+    text = text[:1].upper() + text[1:]
     return f"{text} ({unit})" if unit else text
 
 
 class Form(style.Shown, Generic[Config]):
-    """Shows one config; `value` is the dataclass as filled in, or the UserError that says which field is wrong."""
+    """Shows one config; `value` is the dataclass as filled in, or a UserError that names the wrong field."""
 
     def __init__(
         self,
         config: Config | type[Config],
         *,
-        title: str = "",
+        title: str = "Choices",
         first: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         """`config` is an instance with the values to begin with, or the dataclass itself.
 
-        Fields named in `first` are shown; the rest waits behind a button. Empty shows all of them.
+        Fields named in `first` are shown; the rest waits behind a button. Empty shows all of them. `changes`
+        fill in fields at the start; AUTO and "" leave a field as `config` has it.
         """
         self._type = typing.cast("type[Config]", config if isinstance(config, type) else type(config))
         self._on_change = on_change
@@ -93,10 +110,10 @@ class Form(style.Shown, Generic[Config]):
         self.more_button = style.button(f"Show {len(hidden)} more choices", self._toggle_more)
         if not hidden:
             self.more_button.layout.display = "none"
-        name = title or label_of(re.sub(r"(?<!^)(?=[A-Z])", "_", self._type.__name__).lower())
         more = style.row(self.more_button)
-        self.box = style.card(name, style.column(*shown), more, self._more, self._elsewhere)
+        self.box = style.card(title, style.column(*shown), more, self._more, self._elsewhere)
         self._check()
+        self.set(**{name: value for name, value in (changes or {}).items() if value not in (AUTO, "")})
 
     @property
     def value(self) -> Config:
@@ -151,6 +168,7 @@ class Form(style.Shown, Generic[Config]):
                 else f'<span class="fsd-help">{escape(comment)}</span>'
             )
         self._elsewhere.value = style.failure(problems[""]) if "" in problems else ""
+        self._elsewhere.layout.display = "" if self._elsewhere.value else "none"
 
     def _read(self) -> tuple[dict[str, UserError], Config | None]:
         problems: dict[str, UserError] = {}
@@ -180,6 +198,11 @@ def _by_field(error: UserError, names: Mapping[str, Any]) -> dict[str, UserError
         text = line.removeprefix(f"{WHERE}: ")
         found.setdefault(_named_in(text, names), UserError(text, fix=error.fix))
     return found
+
+
+def recipe_form(config: Config, **changes: Any) -> Form[Config]:
+    """The form of a DreamBoothConfig, the choices that most runs need first; `changes` as in Form."""
+    return Form(config, title="Recipe", first=USUAL_CHOICES, changes=changes)
 
 
 def _fields(config: Any) -> list[Any]:
@@ -226,7 +249,7 @@ def _input(kind: Any, value: Any) -> Any:
 def _shown(kind: Any, value: Any) -> Any:
     """A field's value as its input shows it: 2e-06 stays short, sequences become "a, b"."""
     plain, optional = _split_optional(kind)
-    if plain in (bool, int) and not optional or typing.get_origin(plain) is typing.Literal:
+    if (plain in (bool, int) and not optional) or typing.get_origin(plain) is typing.Literal:
         return value
     if value is None:
         return ""
@@ -256,4 +279,6 @@ def _number(kind: type, text: str, name: str) -> Any:
         return kind(text)
     except ValueError:
         example = "0.000002 or 2e-6" if kind is float else "100"
-        raise UserError(f"{name} is {text!r}; type a number such as {example}.", fix="mend it in the form.") from None
+        raise UserError(
+            f"{name} is {text!r}; type a number such as {example}.", fix="mend it in the form."
+        ) from None

@@ -1,7 +1,7 @@
 """Widget clicks while a cell is busy.
 
-ipykernel 7 handles them beside a cell that awaits. ipykernel 6 (Colab) queues them behind it, so they are taken
-out of that queue here; requests to run cells stay in it, in their order.
+ipykernel 7 handles them beside a cell that awaits. ipykernel 6 (Colab) queues them behind it, so they are
+taken out of that queue here; requests to run cells stay in it, in their order.
 """
 
 from __future__ import annotations

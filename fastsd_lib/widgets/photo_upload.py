@@ -69,6 +69,14 @@ class PhotoUpload(style.Shown):
         if str(folder).strip():
             self.add([Path(str(folder).strip()).expanduser()])
 
+    def add_sample(self, subject: str) -> None:
+        """Add the project's own photos of "cat" or "monster"; an empty name adds nothing."""
+        from fastsd_lib.workflows import dreambooth
+
+        if subject:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.add(dreambooth.sample_photos(subject, Path(scratch)))
+
     def delete(self, name: str) -> None:
         """Remove a photo and its caption from the session; the first call only asks."""
         if self._asked != name:
@@ -109,7 +117,9 @@ class PhotoUpload(style.Shown):
     def _cell(self, photo: Path) -> Any:
         asked = self._asked == photo.name
         kind = "danger" if asked else "plain"
-        delete = style.button("Really delete" if asked else "Delete", lambda: self.delete(photo.name), kind=kind)
+        delete = style.button(
+            "Really delete" if asked else "Delete", lambda: self.delete(photo.name), kind=kind
+        )
         self.delete_buttons[photo.name] = delete
         buttons = [delete, style.button("Keep", self.keep)] if asked else [delete]
         return style.column(style.html(_tile(photo)), style.row(*buttons, grid_gap="2px"), grid_gap="2px")
@@ -124,9 +134,9 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
 
 def _forget_uploads(upload: Any) -> None:
     """Empty the widget: it would hold every photo in memory, and refuse to take the same one again."""
-    if isinstance(upload.value, dict):
-        upload._counter = 0  # the number on the button, which ipywidgets 7 keeps apart
-        upload.value = {}
+    if isinstance(upload.value, dict):  # ipywidgets 7 makes `value` of these two whenever its counter changes
+        upload.metadata, upload.data = [], []
+        upload._counter = 0
     else:
         upload.value = ()
 

@@ -47,4 +47,6 @@ def tile(picture: Any, label: str, *, chosen: bool = False, max_px: int = 320) -
 
 
 def tiles(pictures: list[tuple[Any, str]], *, max_px: int = 320) -> str:
-    return '<div class="fsd-tiles">' + "".join(tile(p, label, max_px=max_px) for p, label in pictures) + "</div>"
+    return (
+        '<div class="fsd-tiles">' + "".join(tile(p, label, max_px=max_px) for p, label in pictures) + "</div>"
+    )

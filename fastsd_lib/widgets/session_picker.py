@@ -22,7 +22,9 @@ class SessionPicker(style.Shown):
         self.root = root
         self._session: Any = None
         self.list = ipywidgets.Select(rows=6, layout=ipywidgets.Layout(width="100%"))
-        self.name = ipywidgets.Text(placeholder="name of a new session", layout=ipywidgets.Layout(width="260px"))
+        self.name = ipywidgets.Text(
+            placeholder="name of a new session", layout=ipywidgets.Layout(width="260px")
+        )
         self.create_button = style.button("Create", self._create, kind="primary")
         self._facts = style.html()
         self._message = style.html()
@@ -31,7 +33,9 @@ class SessionPicker(style.Shown):
             style.column(self._facts, flex="1 1 300px"),
             align_items="flex-start",
         )
-        self.box = style.card("Session", sides, self._message, note=f"Everything of a subject, in {sessions_dir(root)}")
+        self.box = style.card(
+            "Session", sides, self._message, note=f"Everything of a subject, in {sessions_dir(root)}"
+        )
         if name:
             self._open_or_create(name)
         else:
@@ -44,7 +48,9 @@ class SessionPicker(style.Shown):
     def session(self) -> Any:
         """The chosen Session. Raises UserError when none is chosen yet."""
         if self._session is None:
-            raise UserError("No session is chosen.", fix="pick one in the list, or type a name and press Create.")
+            raise UserError(
+                "No session is chosen.", fix="pick one in the list, or type a name and press Create."
+            )
         return self._session
 
     def _create(self) -> None:
@@ -85,7 +91,8 @@ class SessionPicker(style.Shown):
             self._facts.value = '<div class="fsd-help">None yet: type a name and press Create.</div>'
             return
         rows = "".join(
-            f'<tr><td class="fsd-help">{label}</td><td>{value}</td></tr>' for label, value in _counts(self._session)
+            f'<tr><td class="fsd-help">{label}</td><td>{value}</td></tr>'
+            for label, value in _counts(self._session)
         )
         self._facts.value = (
             f'<div class="fsd-box"><div class="fsd-label">{escape(self._session.name)}</div>'
@@ -97,17 +104,12 @@ def _counts(session: Any) -> list[tuple[str, str]]:
     from fastsd_lib.sessions.session import summary
 
     facts = summary(session)
-    model = facts.get("model")
     return [
         ("Photos", str(facts["photos"])),
         ("Captions", str(facts["captions"])),
-        ("Checkpoints", str(_count(facts["checkpoints"]))),
-        ("Trained model", "ready" if model else "not yet"),
+        ("Checkpoints", str(len(facts["checkpoints"]))),
+        ("Trained model", "ready" if facts["models"] else "not yet"),
     ]
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) else len(value)
 
 
 def _line(session: Any) -> str:

@@ -11,13 +11,23 @@ from fastsd_lib.widgets import style
 from fastsd_lib.widgets.pictures import image_tag, tiles
 
 
-def show_pictures(pictures: Sequence[Any], labels: Sequence[str] | None = None, title: str = "Pictures") -> None:
+def show_pictures(
+    pictures: Sequence[Any], labels: Sequence[str] | None = None, title: str = "Pictures"
+) -> None:
     """Paths or PIL images as tiles, each with its label (default: the file's name)."""
     names = labels or [p.name if isinstance(p, Path) else str(n) for n, p in enumerate(pictures, 1)]
     if len(names) != len(pictures):
         raise ValueError(f"{len(pictures)} pictures but {len(names)} labels")
     body = tiles(list(zip(pictures, names, strict=True))) if pictures else "No pictures yet."
     _display(title, body)
+
+
+def show_folder(folder: Path, title: str, limit: int = 12) -> None:
+    """The first `limit` pictures of a folder, and how many there are."""
+    from fastsd_lib.core.file_kinds import list_photos
+
+    pictures = list_photos(folder) if folder.is_dir() else []
+    show_pictures(pictures[:limit], title=f"{title} ({len(pictures)})")
 
 
 def show_grid(path: Path, title: str = "", note: str = "") -> None:

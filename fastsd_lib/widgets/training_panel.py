@@ -30,14 +30,22 @@ class TrainingStopped(UserError):
     """The user stopped the run; it is saved and can go on."""
 
 
+async def watch(title: str, work: Callable[[Report], Any]) -> Any:
+    """Do some other long work with a panel of its own: `await watch("Pictures", lambda report: ...)`."""
+    panel = TrainingPanel(title, stop_at_reports=True)
+    return await panel.run(lambda report, should_stop: work(report))
+
+
 class TrainingPanel(style.Shown):
     """Listens to ProgressEvents; `run` does the work, `result` is what it returned."""
 
-    def __init__(self, title: str = "Training") -> None:
+    def __init__(self, title: str = "Training", *, stop_at_reports: bool = False) -> None:
+        """With `stop_at_reports`, Stop ends work at its next report: for work that does not ask."""
         self.stages: dict[str, ProgressEvent] = {}  # newest event of each task, in order of appearance
         self.curve = Curve()
         self.pictures: tuple[Any, ...] = ()
         self.state = "ready"  # ready, running, stopping, stopped, finished, failed
+        self._stop_at_reports = stop_at_reports
         self._work: Work | None = None
         self._thread: threading.Thread | None = None
         self._result: Any = None
@@ -49,7 +57,7 @@ class TrainingPanel(style.Shown):
         self._spent_s = 0.0
 
         self.stop_button = style.button("Stop and save", self.stop, disabled=True)
-        self.resume_button = style.button("Resume", self.resume, kind="primary", disabled=True)
+        self.resume_button = style.button("Resume", self.resume, kind="primary")
         self._status = style.html()
         self._stages = style.html()
         self._facts = style.html()
@@ -74,6 +82,8 @@ class TrainingPanel(style.Shown):
         now = time.monotonic()
         if now - self._drawn_at >= REDRAW_S or event.pictures or event.done >= event.total:
             self._draw()
+        if self._stop_at_reports and self.should_stop():
+            raise TrainingStopped(self._where())
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
@@ -84,7 +94,7 @@ class TrainingPanel(style.Shown):
         """Show the panel, do `work(report, should_stop)` to its end and return its result.
 
         Raises what the work raised, and TrainingStopped when the user stopped it: the cells below must not
-        go on with half a training. `result` still gives the saved checkpoint to those who want it.
+        go on with half a training. `result` gives the saved checkpoint to those who want it all the same.
         """
         self.show()
         self._work = work
@@ -101,16 +111,18 @@ class TrainingPanel(style.Shown):
                 await asyncio.sleep(WAIT_S)
             except (KeyboardInterrupt, asyncio.CancelledError):  # "interrupt kernel": save, then end the cell
                 self.stop()
+        if self.state == "stopped":
+            raise TrainingStopped(
+                self._where(), fix="press Resume, or run this cell again: it goes on from there."
+            )
         return self.result
 
     @property
     def result(self) -> Any:
-        """What the work returned; raises what it raised, or a UserError when it has not ended."""
+        """What the work returned, even when stopped; raises what it raised, or UserError before its end."""
         if self._error is not None:
             raise self._error
-        if self.state == "stopped":
-            raise TrainingStopped(self._where(), fix="press Resume, or run this cell again: it goes on from there.")
-        if self.state != "finished":
+        if self.state not in ("finished", "stopped"):
             raise UserError("Training has not finished.", fix="wait for it, or press Stop and save.")
         return self._result
 
@@ -123,7 +135,7 @@ class TrainingPanel(style.Shown):
 
     def resume(self) -> None:
         """Go on where the last run stopped, in the background; the kernel stays free."""
-        if self._work is not None and self.state in ("stopped", "failed"):
+        if self._can_resume():
             self._start()
 
     # -- inside ---------------------------------------------------------------------------------------
@@ -143,27 +155,33 @@ class TrainingPanel(style.Shown):
         assert self._work is not None
         try:
             self._result = self._work(self.report, self.should_stop)
-            self.state = "stopped" if self._stop.is_set() and not self._complete() else "finished"
+            finished = getattr(self._result, "finished", not self._stop.is_set())  # a Checkpoint knows
+            self.state = "finished" if finished else "stopped"
+        except TrainingStopped:
+            self.state = "stopped"
         except BaseException as error:  # it is raised again in the cell that waits, or shown here
             self._error = error
             self.state = "failed"
         self._spent_s += time.monotonic() - self._began_at
         self._draw()
 
-    def _complete(self) -> bool:
-        return bool(self.stages) and all(event.done >= event.total for event in self.stages.values())
+    def _can_resume(self) -> bool:
+        return self._work is not None and self.state in ("stopped", "failed")
 
     def _where(self) -> str:
         unfinished = [event for event in self.stages.values() if event.done < event.total]
-        at = f" at {unfinished[-1].task} {unfinished[-1].done} of {unfinished[-1].total}" if unfinished else ""
-        return f"Training stopped{at}; it is saved."
+        at = (
+            f" at {unfinished[-1].task} {unfinished[-1].done} of {unfinished[-1].total}" if unfinished else ""
+        )
+        return f"Stopped{at}; what is done is saved."
 
     def _draw(self) -> None:
         with self._drawing:  # the worker and a button may both want to
             self._drawn_at = time.monotonic()
             running = self.state in ("running", "stopping")
             self.stop_button.disabled = self.state != "running"
-            self.resume_button.disabled = self._work is None or self.state not in ("stopped", "failed")
+            self.stop_button.layout.display = "" if running else "none"
+            self.resume_button.layout.display = "" if self._can_resume() else "none"
             self._status.value = self._status_line()
             self._stages.value = _stage_rows(list(self.stages.values()))
             self._facts.value = _fact_boxes(list(self.stages.values())[-1]) if self.stages and running else ""
@@ -202,7 +220,8 @@ def _stage_rows(events: list[ProgressEvent]) -> str:
         rows.append(
             f"<span>{escape(event.task)}</span>"
             f'<div class="fsd-bar" role="progressbar" aria-label="{escape(event.task, quote=True)}" '
-            f'aria-valuenow="{event.done}" aria-valuemax="{event.total}"><b style="width:{percent:.1f}%"></b></div>'
+            f'aria-valuenow="{event.done}" aria-valuemax="{event.total}">'
+            f'<b style="width:{percent:.1f}%"></b></div>'
             f'<span class="fsd-number">{event.done} / {event.total}</span>'
             f'<span class="fsd-number fsd-help">{side}</span>'
         )
@@ -211,7 +230,9 @@ def _stage_rows(events: list[ProgressEvent]) -> str:
 
 def _fact_boxes(event: ProgressEvent) -> str:
     shown = [(label, text(event.facts[name])) for name, label, text in FACTS if name in event.facts]
-    boxes = "".join(f"<div><small>{label}</small><strong>{escape(value)}</strong></div>" for label, value in shown)
+    boxes = "".join(
+        f"<div><small>{label}</small><strong>{escape(value)}</strong></div>" for label, value in shown
+    )
     return f'<div class="fsd-facts">{boxes}</div>' if boxes else ""
 
 
