@@ -10,7 +10,8 @@ SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono",
 # Desk: what is asked on the left, what came of it on the right. Phone: ask, see, then the fine settings.
 CSS = """
 .gradio-container main { max-width: 1240px !important; width: 100% !important; margin: 0 auto !important;
-  padding: 18px 24px 32px !important; }
+  padding: 18px clamp(12px, 2vw, 24px) 32px !important; }
+.gradio-container .main.fillable { padding: 0 !important; }
 #head .html-container, #state .html-container { padding: 0 2px !important; }
 .toast-text { white-space: pre-line; }
 #head .title { display: flex; align-items: baseline; justify-content: space-between; gap: 16px; }
@@ -32,8 +33,6 @@ CSS = """
   transition: width .15s linear; }
 #record textarea { font-family: var(--font-mono); font-size: 0.82rem; line-height: 1.5; }
 @media (max-width: 860px) {
-  .gradio-container { padding: 0 !important; }
-  .gradio-container main { padding: 12px 14px 24px !important; }
   #studio { grid-template-columns: minmax(0, 1fr); grid-template-areas: "ask" "result" "settings";
     grid-template-rows: auto; }
   #pictures { height: 340px !important; }
