@@ -31,5 +31,10 @@ class GenerationRequest:
             raise UserError(f"count is {self.count}.", fix="ask for 1 to 1000 pictures.")
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"seed is {self.seed}.", fix=f"take a whole number from 0 to {MAX_SEED}.")
+        if self.seed + self.count - 1 > MAX_SEED:
+            raise UserError(
+                f"the last of {self.count} pictures would have the seed {self.seed + self.count - 1}.",
+                fix=f"take a smaller seed; the largest is {MAX_SEED}.",
+            )
         if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
             raise UserError(f"guidance_scale is {self.guidance_scale}.", fix="take 1 to 20; 7.5 is usual.")

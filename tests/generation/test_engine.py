@@ -1,0 +1,216 @@
+"""The sampling loop against diffusers' own pipeline, against itself in batches, and with wrong orders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.formats.single_file import export_single_file
+from fastsd_lib.generation.request import GenerationRequest
+from fastsd_lib.generation.samplers import SAMPLERS, make_scheduler
+
+ORDER = GenerationRequest("a photo of a red star", negative_prompt="cat", inference_steps=4, seed=3, count=3)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pipeline):
+    from fastsd_lib.generation.engine import load_engine
+
+    return load_engine(tiny_pipeline, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def witness(tiny_pipeline):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline.path)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def difference(one, other) -> int:
+    """In levels of 255: 1 is rounding."""
+    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
+
+
+def drawn_by(pipeline, order: GenerationRequest):
+    import torch
+
+    noise = [torch.Generator().manual_seed(order.seed + number) for number in range(order.count)]
+    return pipeline(
+        [order.prompt] * order.count,
+        negative_prompt=[order.negative_prompt] * order.count,
+        num_inference_steps=order.inference_steps,
+        guidance_scale=7.5,
+        generator=noise,
+    ).images
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_what_diffusers_draws(engine, witness, name):
+    witness.scheduler = make_scheduler(name, engine.parts.scheduler_config)
+    order = replace(ORDER, sampler=name, count=2)
+    ours = engine.generate(order)
+    theirs = drawn_by(witness, order)
+    assert [difference(one.image, other) <= 1 for one, other in zip(ours, theirs, strict=True)] == [True, True]
+    assert difference(ours[0].image, ours[1].image) > 20  # and they are two pictures
+
+
+def test_ddim_latents_equal_those_of_diffusers(engine, witness):
+    import torch
+
+    from fastsd_lib.generation import engine as room
+
+    witness.scheduler = make_scheduler("ddim", engine.parts.scheduler_config)
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(9))
+    theirs = witness(
+        "a photo of a red star", num_inference_steps=5, guidance_scale=7.5, latents=noise, output_type="latent"
+    ).images
+    with torch.inference_mode():
+        embeddings, _ = room._encode(engine.parts, ["", "a photo of a red star"])
+        order = GenerationRequest("a photo of a red star", inference_steps=5)
+        ours = room._denoise(engine.parts, order, embeddings, 7.5, [9], (16, 16), lambda step, steps: None)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler_a"])
+def test_a_picture_of_a_batch_is_the_picture_of_its_seed_alone(engine, name):
+    batch = engine.generate(replace(ORDER, sampler=name))
+    for picture in batch:
+        alone = engine.generate(replace(ORDER, sampler=name, count=1, seed=picture.seed))[0]
+        assert difference(picture.image, alone.image) <= 1
+
+
+def test_batches_that_do_not_fit_at_once_give_the_same_pictures(engine, monkeypatch):
+    from fastsd_lib.generation import engine as room
+
+    at_once = engine.generate(ORDER)
+    monkeypatch.setattr(room, "BATCH_LATENTS", 2 * 16 * 16)
+    events = []
+    in_two = engine.generate(ORDER, events.append)
+    assert [difference(a.image, b.image) <= 1 for a, b in zip(at_once, in_two, strict=True)] == [True] * 3
+    assert [event.facts["picture"] for event in (events[0], events[-1])] == ["1-2 of 3", "3 of 3"]
+
+
+def test_progress_counts_every_step_to_the_end(engine):
+    events = []
+    engine.generate(replace(ORDER, count=1), events.append)
+    assert [(event.done, event.total) for event in events] == [(n, 4) for n in range(5)]
+
+
+def test_a_single_file_draws_the_same_as_its_folder(engine, tiny_pipeline, tmp_path):
+    from fastsd_lib.generation.engine import load_engine
+
+    file = export_single_file(tiny_pipeline, tmp_path / "m.safetensors", dtype=None)
+    ours = load_engine(file, device="cpu").generate(ORDER)
+    assert [p.image.tobytes() for p in ours] == [p.image.tobytes() for p in engine.generate(ORDER)]
+
+
+def test_at_guidance_1_the_unet_runs_once_per_picture_and_the_negative_prompt_is_mute(engine):
+    sizes = []
+    hook = engine.parts.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    try:
+        one = engine.generate(replace(ORDER, count=1, guidance_scale=1))[0]
+        other = engine.generate(replace(ORDER, count=1, guidance_scale=1, negative_prompt="dog"))[0]
+        engine.generate(replace(ORDER, count=1))
+    finally:
+        hook.remove()
+    assert sizes == [1] * 8 + [2] * 4
+    assert one.image.tobytes() == other.image.tobytes()
+
+
+def test_the_record_draws_the_same_picture_again(engine):
+    picture = engine.generate(replace(ORDER, sampler="euler", width_px=32))[1]
+    wanted = {field: picture.record[field] for field in GenerationRequest.__dataclass_fields__ if field != "count"}
+    again = engine.generate(GenerationRequest(**wanted))[0]
+    assert again.image.size == (32, 64)
+    assert difference(picture.image, again.image) <= 1
+
+
+def test_the_models_own_guidance_is_used_when_none_is_asked(tiny_pipeline, tmp_path):
+    import shutil
+
+    from fastsd_lib.generation.engine import load_engine
+
+    shutil.copytree(tiny_pipeline.path, tmp_path / "m")
+    (tmp_path / "m" / "fastsd.json").write_text('{"guidance_scale": 3.0}')
+    own = load_engine(ModelFiles("sd1", "diffusers", tmp_path / "m"), device="cpu")
+    assert own.generate(replace(ORDER, inference_steps=1))[0].record["guidance_scale"] == 3.0
+
+
+def test_training_modules_come_back_in_training_mode(engine):
+    engine.parts.unet.train()
+    try:
+        engine.generate(replace(ORDER, count=1, inference_steps=1))
+        assert engine.parts.unet.training and not engine.parts.vae.training
+    finally:
+        engine.parts.unet.eval()
+
+
+def test_what_the_reporter_raises_ends_the_drawing(engine):
+    seen = []
+
+    def report(event):
+        seen.append(event.done)
+        if event.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(ORDER, report)
+    assert seen == [0, 1, 2]
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_the_record_says_what_was_lost(engine):
+    record = engine.generate(GenerationRequest("red " * 75 + "star cat", inference_steps=1))[0].record
+    assert record["warnings"] == ["77 tokens, but the model reads 75; not read: 'star cat'"]
+    assert engine.generate(GenerationRequest("red " * 75, inference_steps=1))[0].record["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "way_out"),
+    [
+        ({"width_px": 66}, "width_px is 66, but this model draws in multiples of 4", "take 64 or 68"),
+        ({"height_px": -8}, "height_px is -8", "take 4 or 8"),
+        ({"inference_steps": 0}, "inference_steps is 0", "1 to 1000"),
+        ({"count": 0}, "count is 0", "1 to 1000 pictures"),
+        ({"seed": -1}, "seed is -1", "a whole number from 0"),
+        ({"seed": 2**32 - 2}, "the last of 3 pictures would have the seed", "take a smaller seed"),
+        ({"guidance_scale": -2.0}, "guidance_scale is -2.0", "7.5 is usual"),
+        ({"sampler": "eular"}, "No sampler 'eular'", "ddim, euler"),
+    ],
+)
+def test_orders_no_model_can_follow_say_what_to_take(engine, wrong, said, way_out):
+    with pytest.raises(UserError, match=said) as error:
+        engine.generate(replace(ORDER, **wrong))
+    assert way_out in error.value.fix
+
+
+def test_devices_dtypes_and_families_that_are_not_there_say_so(tiny_pipeline, tmp_path):
+    from fastsd_lib.generation.engine import load_engine
+
+    with pytest.raises(UserError, match="No device 'tpu' here"):
+        load_engine(tiny_pipeline, device="tpu")
+    with pytest.raises(UserError, match="No dtype 'int4'"):
+        load_engine(tiny_pipeline, dtype="int4")
+    with pytest.raises(UserError, match="sdxl"):
+        load_engine(ModelFiles("sdxl", "diffusers", tmp_path), device="cpu")
+
+
+def test_a_broken_model_says_so_instead_of_drawing_black(engine):
+    import torch
+
+    weight = engine.parts.unet.conv_out.bias
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    try:
+        with pytest.raises(UserError, match="gave no numbers") as error:
+            engine.generate(replace(ORDER, count=1))
+        assert "fp32" in error.value.fix
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
