@@ -72,30 +72,49 @@ def base_model(name_or_path: str | Path = EMBEDDED, token: str | None = None) ->
     return download(hub_id, token=token)
 
 
-def download(hub_id: str, token: str | None = None, endpoint: str | None = None) -> ModelFiles:
-    """Fetch a pipeline from the Hugging Face Hub into its usual cache: safetensors only, each part once.
+def download(
+    hub_id: str, token: str | None = None, endpoint: str | None = None, cache_dir: Path | None = None
+) -> ModelFiles:
+    """Fetch a pipeline from the Hugging Face Hub: safetensors only, each part once.
 
-    What the cache holds whole is used without the network.
+    It goes to `cache_dir` or the usual cache; what is whole there is used when there is no network.
+    `endpoint` is a mirror of huggingface.co.
     """
     require("huggingface_hub", group="train")
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     token = token or os.environ.get("HF_TOKEN") or None
     try:
-        files = HfApi(endpoint=endpoint, token=token).list_repo_files(hub_id)
+        # Not list_repo_files: without a network it retries for 23 s.
+        siblings = HfApi(endpoint=endpoint, token=token).model_info(hub_id, timeout=10).siblings or []
     except Exception as error:  # of requests or of httpx: the library changed its client with version 1
-        try:
-            cached = snapshot_download(hub_id, local_files_only=True)
-            return identify(Path(cached)).model_files
-        except (LocalEntryNotFoundError, UserError):
+        cached = _cached(hub_id, cache_dir)
+        if cached is None:
             raise _download_error(hub_id, error, token) from None
-    wanted = wanted_files(hub_id, files)
+        return identify(cached).model_files
+    wanted = wanted_files(hub_id, [sibling.rfilename for sibling in siblings])
     try:
-        folder = snapshot_download(hub_id, allow_patterns=wanted, token=token, endpoint=endpoint)
+        folder = snapshot_download(
+            hub_id, allow_patterns=wanted, token=token, endpoint=endpoint, cache_dir=cache_dir
+        )
     except Exception as error:
         raise _download_error(hub_id, error, token) from None
     return identify(Path(folder)).model_files
+
+
+def _cached(hub_id: str, cache_dir: Path | None) -> Path | None:
+    """The model's folder in the cache when every part of it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(hub_id, "model_index.json", cache_dir=cache_dir)
+    if not isinstance(index, str):
+        return None
+    folder = Path(index).parent
+    try:
+        wanted_files(hub_id, [path.relative_to(folder).as_posix() for path in folder.rglob("*")])
+    except UserError:  # an interrupted download
+        return None
+    return folder
 
 
 def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:

@@ -14,7 +14,10 @@ def test_every_half_and_a_million_floats_round_as_in_torch():
 
     rng = np.random.default_rng(1)
     floats = np.concatenate(
-        [rng.standard_normal(1_000_000).astype("<f4") * 100, np.array([0.0, -0.0, np.inf, -np.inf, 1e-8], "<f4")]
+        [
+            rng.standard_normal(1_000_000).astype("<f4") * 100,
+            np.array([0.0, -0.0, np.inf, -np.inf, 1e-8], "<f4"),
+        ]
     )
     tensor = torch.from_numpy(floats)
     for target, width in (("F16", torch.float16), ("BF16", torch.bfloat16)):
@@ -27,7 +30,9 @@ def test_every_half_and_a_million_floats_round_as_in_torch():
 
 
 def test_a_nan_stays_one_in_bf16():
-    ours = np.frombuffer(b"".join(cast_chunks([np.array([np.nan], "<f4").tobytes()], "w", "F32", "BF16")), "<u2")
+    ours = np.frombuffer(
+        b"".join(cast_chunks([np.array([np.nan], "<f4").tobytes()], "w", "F32", "BF16")), "<u2"
+    )
     assert ours[0] & 0x7F80 == 0x7F80 and ours[0] & 0x007F
 
 

@@ -26,7 +26,8 @@ PARTS = {
 def weights(folder: Path, part: str) -> dict[str, np.ndarray]:
     """By current names: transformers 5.6 and later save CLIP without `text_model.`, we write it with."""
     return {
-        name.removeprefix("text_model."): array for name, array in load_file(folder / part / PARTS[part]).items()
+        name.removeprefix("text_model."): array
+        for name, array in load_file(folder / part / PARTS[part]).items()
     }
 
 
@@ -81,7 +82,7 @@ def test_a_cast_file_holds_exactly_what_torch_would_have_cast(tiny_pipeline, tmp
     source = weights(tiny_pipeline.path, "unet")["conv_in.weight"]
     with safe_open(file, framework="pt") as opened:
         ours = opened.get_tensor("model.diffusion_model.input_blocks.0.0.weight")
-        assert {str(opened.get_tensor(name).dtype) for name in opened.keys()} == {str(width)}
+        assert {str(opened.get_tensor(name).dtype) for name in opened.keys()}  # noqa: SIM118, not a dict == {str(width)}
     assert torch.equal(ours, torch.from_numpy(source).to(width))
 
 
@@ -103,7 +104,8 @@ def test_text_encoder_keys_with_and_without_their_prefix_give_the_same_file(tiny
     arrays = load_file(path)
     old = any(name.startswith("text_model.") for name in arrays)
     save_file(
-        {name.removeprefix("text_model.") if old else f"text_model.{name}": a for name, a in arrays.items()}, path
+        {name.removeprefix("text_model.") if old else f"text_model.{name}": a for name, a in arrays.items()},
+        path,
     )
     one = export_single_file(tiny_pipeline, tmp_path / "one.safetensors", dtype=None).path
     two = export_single_file(other, tmp_path / "two.safetensors", dtype=None).path
@@ -148,7 +150,7 @@ def test_a_model_of_another_shape_is_refused_and_leaves_nothing(tiny_pipeline, n
     file = export_single_file(tiny_pipeline, tmp_path / "m.safetensors").path
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(file), bare)
-    with pytest.raises(UserError, match="lacks .* modules that a unet of this shape has") as error:
+    with pytest.raises(UserError, match=r"lacks .* modules that a unet of this shape has") as error:
         import_single_file(bare, tmp_path / "out", config_from=narrow_sd15.path)
     assert "take its own configs" in error.value.fix
     assert not (tmp_path / "out").exists()
@@ -185,7 +187,7 @@ def test_an_existing_folder_is_never_filled_over(tiny_pipeline, tmp_path):
 
 
 def test_a_folder_without_its_parts_and_a_wrong_ending_say_so(tiny_pipeline, tmp_path):
-    with pytest.raises(UserError, match="unet/config.json is missing"):
+    with pytest.raises(UserError, match=r"unet/config.json is missing"):
         export_single_file(ModelFiles("sd1", "diffusers", tmp_path), tmp_path / "m.safetensors")
-    with pytest.raises(UserError, match="does not end in .safetensors"):
+    with pytest.raises(UserError, match=r"does not end in .safetensors"):
         export_single_file(tiny_pipeline, tmp_path / "m.ckpt")

@@ -56,7 +56,10 @@ def test_every_sampler_draws_what_diffusers_draws(engine, witness, name):
     order = replace(ORDER, sampler=name, count=2)
     ours = engine.generate(order)
     theirs = drawn_by(witness, order)
-    assert [difference(one.image, other) <= 1 for one, other in zip(ours, theirs, strict=True)] == [True, True]
+    assert [difference(one.image, other) <= 1 for one, other in zip(ours, theirs, strict=True)] == [
+        True,
+        True,
+    ]
     assert difference(ours[0].image, ours[1].image) > 20  # and they are two pictures
 
 
@@ -68,7 +71,11 @@ def test_ddim_latents_equal_those_of_diffusers(engine, witness):
     witness.scheduler = make_scheduler("ddim", engine.parts.scheduler_config)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(9))
     theirs = witness(
-        "a photo of a red star", num_inference_steps=5, guidance_scale=7.5, latents=noise, output_type="latent"
+        "a photo of a red star",
+        num_inference_steps=5,
+        guidance_scale=7.5,
+        latents=noise,
+        output_type="latent",
     ).images
     with torch.inference_mode():
         embeddings, _ = room._encode(engine.parts, ["", "a photo of a red star"])
@@ -125,7 +132,9 @@ def test_at_guidance_1_the_unet_runs_once_per_picture_and_the_negative_prompt_is
 
 def test_the_record_draws_the_same_picture_again(engine):
     picture = engine.generate(replace(ORDER, sampler="euler", width_px=32))[1]
-    wanted = {field: picture.record[field] for field in GenerationRequest.__dataclass_fields__ if field != "count"}
+    wanted = {
+        field: picture.record[field] for field in GenerationRequest.__dataclass_fields__ if field != "count"
+    }
     again = engine.generate(GenerationRequest(**wanted))[0]
     assert again.image.size == (32, 64)
     assert difference(picture.image, again.image) <= 1

@@ -1,0 +1,166 @@
+"""The page on a real port, asked through its HTTP API; the door; stopping."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.progress import ProgressEvent
+from fastsd_lib.generation.infotext import read_record
+from fastsd_lib.generation.request import GenerationRequest
+
+ORDER = {
+    "prompt": "a photo of a red star",
+    "negative_prompt": "cat",
+    "steps": 3,
+    "guidance_scale": 7.5,
+    "sampler": "ddim",
+    "count": 2,
+    "seed": 3,
+    "width": 64,
+    "height": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pipeline):
+    from fastsd_lib.generation.engine import load_engine
+
+    return load_engine(tiny_pipeline, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(engine, tmp_path_factory) -> Iterator:
+    from fastsd_lib.webui.app import start
+
+    running = start(engine, port=None, pictures_dir=tmp_path_factory.mktemp("pictures"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    from gradio_client import Client
+
+    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+def test_pictures_come_with_progress_and_are_those_of_the_engine(client, engine):
+    job = client.submit(**ORDER, api_name="/generate")
+    pictures, state, record, *_ = job.result(timeout=60)
+    lines = [output[1] for output in job.outputs()]
+    assert any("Step 2 of 3" in line and 'style="width:66.7%"' in line for line in lines)
+    assert "2 pictures in" in state
+    assert record.startswith("a photo of a red star\nNegative prompt: cat\nSteps: 3, Sampler: DDIM")
+    request = GenerationRequest(
+        ORDER["prompt"], "cat", inference_steps=3, guidance_scale=7.5, seed=3, count=2
+    )
+    for shown, own in zip(pictures, engine.generate(request), strict=True):
+        with Image.open(shown["image"]) as image:
+            assert image.tobytes() == own.image.tobytes()
+        assert read_record(shown["image"])["seed"] == own.seed
+
+
+def test_errors_reach_the_browser_with_their_way_out(client):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match=r"width_px is 66.*multiples of 4.\ntake 64 or 68"):
+        client.predict(**ORDER | {"width": 66}, api_name="/generate")
+    assert client.predict(**ORDER, api_name="/generate")  # and the next order is drawn
+
+
+def test_only_the_pictures_folder_is_served(server, tmp_path):
+    (tmp_path / "secret.txt").write_text("mine")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.url}gradio_api/file={tmp_path / 'secret.txt'}")
+    assert refused.value.code == 403
+
+
+def test_the_page_fetches_nothing_from_elsewhere_and_is_not_shared(server):
+    page = urllib.request.urlopen(server.url).read().decode()
+    assert "fonts.googleapis" not in page
+    assert server._blocks.share is False and server._blocks.share_url is None
+    assert server.url.startswith("http://127.0.0.1:")
+
+
+def test_a_taken_port_says_so(engine, server):
+    from fastsd_lib.webui.app import start
+
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(UserError, match=f"Port {port} on 127.0.0.1 is taken") as error:
+        start(engine, port=port)
+    assert "--port 7861" in error.value.fix
+
+
+def test_behind_a_password_nothing_is_answered_without_it(engine):
+    from gradio_client import Client
+
+    from fastsd_lib.webui.app import start
+
+    guarded = start(engine, port=None, user="me", password="long enough")
+    try:
+        for route in ("config", "gradio_api/info"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(guarded.url + route)
+            assert refused.value.code == 401
+        logged_in = Client(guarded.url, auth=("me", "long enough"), verbose=False)
+        assert "1 picture in" in logged_in.predict(**ORDER | {"count": 1}, api_name="/generate")[1]
+    finally:
+        guarded.close()
+    with pytest.raises(urllib.error.URLError):  # closed is closed
+        urllib.request.urlopen(guarded.url, timeout=2)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "my-machine"])
+def test_the_open_network_needs_a_password(host):
+    from fastsd_lib.webui.app import check_door
+
+    with pytest.raises(UserError, match="can be reached from other machines") as error:
+        check_door(host, None, None)
+    assert "--user" in error.value.fix
+    check_door(host, "me", "secret")
+
+
+def test_loopback_needs_none_and_half_a_door_is_refused():
+    from fastsd_lib.webui.app import check_door
+
+    for host in ("127.0.0.1", "127.0.0.7", "::1", "localhost"):
+        check_door(host, None, None)
+    with pytest.raises(UserError, match="A user needs a password"):
+        check_door("127.0.0.1", "me", "")
+
+
+def test_stop_ends_this_browsers_order_and_no_other(engine):
+    from fastsd_lib.webui.drawing import Studio
+
+    studio = Studio(engine)
+    long = GenerationRequest("a", inference_steps=200, guidance_scale=1)
+    short = replace(long, inference_steps=2)
+    mine = studio.draw(long, "mine")
+    assert isinstance(next(mine), ProgressEvent)
+    other: list = []
+    waiting = threading.Thread(target=lambda: other.extend(studio.draw(short, "other")))
+    waiting.start()
+    studio.stop("mine")
+    *events, pictures = mine
+    assert pictures == [] and len(events) < 100
+    waiting.join(timeout=30)
+    assert len(other[-1]) == 1
+
+
+def test_a_browser_that_leaves_frees_the_engine(engine):
+    from fastsd_lib.webui.drawing import Studio
+
+    studio = Studio(engine)
+    left = studio.draw(GenerationRequest("a", inference_steps=500, guidance_scale=1), "left")
+    next(left)
+    left.close()
+    *_, pictures = studio.draw(GenerationRequest("a", inference_steps=1), "next")
+    assert len(pictures) == 1
