@@ -158,9 +158,13 @@ def test_stop_ends_this_browsers_order_and_no_other(engine):
 def test_a_browser_that_leaves_frees_the_engine(engine):
     from fastsd_lib.webui.drawing import Studio
 
-    studio = Studio(engine)
-    left = studio.draw(GenerationRequest("a", inference_steps=500, guidance_scale=1), "left")
-    next(left)
-    left.close()
-    *_, pictures = studio.draw(GenerationRequest("a", inference_steps=1), "next")
-    assert len(pictures) == 1
+    studio, drawn = Studio(engine), []
+    hook = engine.parts.unet.register_forward_hook(lambda *_: drawn.append(1))
+    try:
+        left = studio.draw(GenerationRequest("a", inference_steps=400, guidance_scale=1), "left")
+        next(left)
+        left.close()
+        *_, pictures = studio.draw(GenerationRequest("a", inference_steps=1), "next")
+    finally:
+        hook.remove()
+    assert len(pictures) == 1 and len(drawn) < 100
