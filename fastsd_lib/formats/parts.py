@@ -1,81 +1,131 @@
-"""A Diffusers folder as live modules, one part at a time, in the precision that the work needs."""
+"""Model files -> live modules: the same weights and names from a folder and from a single file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import read_json
 from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.tensor_file import read_tensor_file
+from fastsd_lib.formats.configs import read_configs, write_configs
+from fastsd_lib.formats.single_file import single_file_configs
+from fastsd_lib.formats.weights import Weights, folder_weights, single_file_weights
+
+# The noise schedule of every SD 1.x model, for folders that lost theirs.
+SD1_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 
 @dataclass
 class Parts:
-    """What a Stable Diffusion pipeline is made of; `scheduler` is the content of scheduler_config.json."""
+    """Everything that draws: live modules, so that a training run can show what it has learned so far."""
 
-    tokenizer: Any
-    text_encoder: torch.nn.Module
     unet: torch.nn.Module
     vae: torch.nn.Module
-    scheduler: dict[str, Any]
-
-    @property
-    def scaling_factor(self) -> float:
-        return float(self.vae.config.scaling_factor)
-
-    @property
-    def native_px(self) -> int:
-        """The picture size that the model was trained on."""
-        return int(self.unet.config.sample_size) * self.vae_factor
+    text_encoder: torch.nn.Module
+    tokenizer: Any
+    scheduler_config: Mapping[str, Any] = field(default_factory=lambda: SD1_SCHEDULE)
+    name: str = "live"  # the model's name in records
+    # fastsd.json of the model's folder: {"guidance_scale": 4.0}, what the model is best asked with
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent, along one side."""
+        """Pixels per latent, 8 for SD 1.5."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def side_px(self) -> int:
+        """The size the model was trained for."""
+        return self.unet.config.sample_size * self.vae_factor
 
-def load_parts(model: ModelFiles, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Parts:
-    """Every part of an SD 1.x or 2.x folder, ready to run; raises UserError for a folder that lacks one."""
-    if model.layout != "diffusers":
-        raise UserError(f"{model.path} is a single file.", fix="convert it to a Diffusers folder first.")
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if not (model.path / part).is_dir():
-            raise UserError(f"{model.path} has no {part}/ folder.", fix="give the folder of a complete Stable Diffusion pipeline.")
-    # Imported by module: `from diffusers import X` would load twice as much.
+
+def load_parts(
+    model: ModelFiles, device: torch.device, dtype: torch.dtype, config_from: Path | None = None
+) -> Parts:
+    """Load an SD 1.x model. `config_from`: a Diffusers folder that lends its configs to a bare single file."""
+    if model.family != "sd1":
+        raise UserError(
+            f"{model.path} is a {model.family} model; pictures are drawn with SD 1.x models so far.",
+            fix="take an SD 1.x model, for example the embedded one.",
+        )
+    if model.layout == "single_file":
+        file = read_tensor_file(model.path)
+        configs = single_file_configs(file, config_from)
+        weights = single_file_weights(file, configs)
+    else:
+        configs = read_configs(model.path)
+        weights = folder_weights(model.path, configs)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
 
-    options = {"torch_dtype": dtype, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(model.path, subfolder="unet", **options)
-    vae = AutoencoderKL.from_pretrained(model.path, subfolder="vae", **options)
-    text_encoder = CLIPTextModel.from_pretrained(model.path, subfolder="text_encoder", dtype=dtype, local_files_only=True)
-    tokenizer = CLIPTokenizer.from_pretrained(model.path / "tokenizer", local_files_only=True)
-    for module in (unet, vae, text_encoder):
-        module.to(device).eval().requires_grad_(False)
-    return Parts(tokenizer, text_encoder, unet, vae, read_json(model.path / "scheduler" / "scheduler_config.json"))
+    config = {name: json.loads(text) for name, text in configs.items() if name.endswith(".json")}
+    with torch.device("meta"):  # shapes only: the weights that follow are the only ones ever allocated
+        unet = UNet2DConditionModel.from_config(config["unet/config.json"])
+        vae = AutoencoderKL.from_config(config["vae/config.json"])
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(config["text_encoder/config.json"]))
+    return Parts(
+        unet=_fill(unet, weights["unet"], device, dtype),
+        vae=_fill(vae, weights["vae"], device, dtype),
+        text_encoder=_fill(text_encoder, weights["text_encoder"], device, dtype),
+        tokenizer=_tokenizer(configs, model.path),
+        scheduler_config=config.get("scheduler/scheduler_config.json", SD1_SCHEDULE),
+        name=model.path.stem if model.layout == "single_file" else model.path.name,
+        defaults=config.get("fastsd.json", {}),
+    )
 
 
 def encode_prompts(parts: Parts, prompts: list[str]) -> torch.Tensor:
-    """Last hidden states (len(prompts), tokens, width) of prompts cut to the tokenizer's length."""
-    ids = parts.tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=parts.tokenizer.model_max_length, return_tensors="pt"
-    ).input_ids
-    return parts.text_encoder(input_ids=ids.to(parts.text_encoder.device)).last_hidden_state
+    """Last hidden states (len(prompts), tokens, width) of prompts cut to what the model reads; gradients flow."""
+    limit = min(parts.tokenizer.model_max_length, parts.text_encoder.config.max_position_embeddings)
+    tokens = parts.tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt", verbose=False)
+    return parts.text_encoder(input_ids=tokens.input_ids.to(parts.text_encoder.device)).last_hidden_state
 
 
-def save_module(module: torch.nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Weights and config of one part, as Diffusers and transformers read them."""
-    from safetensors.torch import save_file
+def _fill(module: torch.nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    wrapped = any(name.startswith("text_model.") for name in module.state_dict())
+    state = {}
+    for path in {weight.file.path for weight in weights.values()}:
+        with safe_open(path, framework="pt") as file:
+            for name, weight in weights.items():
+                if weight.file.path == path:
+                    ours = name if wrapped else name.removeprefix("text_model.")
+                    state[ours] = file.get_tensor(weight.key).reshape(weight.shape).to(device, dtype)
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        origin = next(iter(weights.values())).file.path
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(
+            f"The weights in {origin} do not fit their config: {reason}", fix="take the model's own config files."
+        ) from None
+    for child in module.modules():  # the one buffer that is never stored: CLIP's 0, 1, 2 ...
+        if isinstance(getattr(child, "position_ids", None), torch.Tensor):
+            child.position_ids = torch.arange(child.position_ids.shape[-1], device=device)[None]
+    return module.eval().requires_grad_(False)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "model.safetensors" if hasattr(module.config, "hidden_size") else "diffusion_pytorch_model.safetensors"
-    weights = {key: (value.to(dtype) if value.is_floating_point() else value).contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, folder / name, metadata={"format": "pt"})
-    config = json.loads(module.to_json_string() if hasattr(module, "to_json_string") else module.config.to_json_string())
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+def _tokenizer(configs: Mapping[str, str], origin: Path) -> Any:
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    if not any(name.startswith("tokenizer/") for name in configs):
+        raise UserError(f"{origin} has no tokenizer.", fix="take the model's own tokenizer/ folder.")
+    with tempfile.TemporaryDirectory() as folder:
+        write_configs(configs, Path(folder))
+        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")

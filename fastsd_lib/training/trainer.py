@@ -76,9 +76,9 @@ def train(parts: Parts, cache: LatentCache, training_set: TrainingSet, config: D
         latest = resumed
         for stage in stages_of(config):
             if done < stage.first_step + stage.steps:
-                latest = trainer.run_stage(stage, done, latest)
+                latest, stopped = trainer.run_stage(stage, done, latest)
                 done = latest.step
-                if done < stage.first_step + stage.steps:
+                if stopped:
                     return latest
             elif resumed and stage.name == TEXT_ENCODER and stage.steps:
                 store.load_weights(resumed, "text_encoder", parts.text_encoder)
@@ -92,10 +92,10 @@ class _Trainer:
         self.parts, self.cache, self.set, self.config = parts, cache, training_set, config
         self.run, self.checkpoints, self.total, self.device = run, checkpoints, total, device
         self.report, self.draw_samples, self.log, self.stopping = report, draw_samples, log, stopping
-        self.noise_scheduler = NoiseScheduler(parts.scheduler)
+        self.noise_scheduler = NoiseScheduler(parts.scheduler_config)
 
-    def run_stage(self, stage: Stage, done: int, resumed: Checkpoint | None) -> Checkpoint:
-        """Steps `done` to the stage's end; `done` counts from the beginning of the run."""
+    def run_stage(self, stage: Stage, done: int, resumed: Checkpoint | None) -> tuple[Checkpoint, bool]:
+        """From step `done` of the run to the stage's end; True if it was asked to stop on the way."""
         config, parts = self.config, self.parts
         name = "text_encoder" if stage.name == TEXT_ENCODER else "unet"
         module = parts.text_encoder if stage.name == TEXT_ENCODER else parts.unet
@@ -113,8 +113,8 @@ class _Trainer:
 
         step, end, average, clock = done - stage.first_step, stage.steps, None, _Clock()
         self.report(ProgressEvent(stage.name, step, end))
-        latest = resumed
-        while step < end:
+        latest, stop = resumed, False
+        while step < end and not stop:
             rate = stage.learning_rate * learning_rate_factor(config.schedule, step, end, config.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -134,10 +134,8 @@ class _Trainer:
                 latest = self._save(stage, here, name, module, optimizer)
             pictures = self._samples(here, step == end, stage)
             self.report(ProgressEvent(stage.name, step, end, facts, pictures))
-            if stop:
-                break
         module.requires_grad_(False)
-        return latest
+        return latest, stop
 
     @property
     def _pictures_per_step(self) -> int:
@@ -163,7 +161,7 @@ class _Trainer:
         config = self.config
         source = generator(config.seed, stage.name, draw)
         rows = rows_of_step(stage.name, draw, config, len(self.set.instances), len(self.set.class_images))
-        latents = self.cache.sample(rows, self.parts.scaling_factor, source)
+        latents = self.cache.sample(rows, self.parts.vae.config.scaling_factor, source)
         noise, timesteps = draw_noise(latents.shape, self.noise_scheduler.timesteps, config.offset_noise, source)
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         target = self.noise_scheduler.target(latents, noise, timesteps)

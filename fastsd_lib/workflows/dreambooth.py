@@ -317,9 +317,11 @@ def _sampler(session: Session, config: DreamBoothConfig) -> Callable[[Parts, int
 
 
 def _load_parts(folder: ModelFiles, device: str) -> Parts:
+    import torch
+
     from fastsd_lib.formats.parts import load_parts
 
-    return load_parts(folder, device=device)
+    return load_parts(folder, torch.device(device), torch.float32)
 
 
 def _as_folder(session: Session, base: ModelFiles) -> ModelFiles:
