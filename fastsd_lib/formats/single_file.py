@@ -96,6 +96,11 @@ def import_single_file(
     return ModelFiles("sd1", "diffusers", out_dir)
 
 
+def carries_configs(path: Path) -> bool:
+    """Whether a single file brings its own configs and tokenizer, so that it loads alone."""
+    return pipeline_configs.METADATA_KEY in read_tensor_file(path).metadata
+
+
 def single_file_configs(source: TensorFile, config_from: Path | None = None) -> dict[str, str]:
     """The configs and tokenizer that belong to a single file: its own, else those of a folder beside it."""
     packed = source.metadata.get(pipeline_configs.METADATA_KEY)

@@ -15,8 +15,10 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.formats.parts import Parts, encode_prompts, load_parts
+from fastsd_lib.formats.single_file import carries_configs
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.samplers import make_scheduler
+from fastsd_lib.models import registry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +57,8 @@ def load_engine(
 
     `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, fp32 on
     the CPU, whose half precision is slower than its full one), fp16, bf16, fp32. `threads`: CPU threads,
-    None = torch's own.
+    None = torch's own. `config_from`: a Diffusers folder that lends its configs and tokenizer to a single
+    file without; by default those of Stable Diffusion 1.5, from the Hub.
     """
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if dtype not in (*dtypes, "auto"):
@@ -63,6 +66,8 @@ def load_engine(
     if threads:
         torch.set_num_threads(threads)
     where = _device(device)
+    if config_from is None and model.layout == "single_file" and not carries_configs(model.path):
+        config_from = registry.stock_configs()
     chosen = dtypes.get(dtype, torch.float32 if where.type == "cpu" else torch.float16)
     return Engine(load_parts(model, where, chosen, config_from), model)
 

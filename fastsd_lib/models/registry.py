@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from fastsd_lib.core.model_files import Family, ModelFiles
 from fastsd_lib.models.identify import identify
 
 EMBEDDED = "embedded"
+STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
 TRAIN_EMBEDDED = "python3 benchmarks/tiny_model/train.py"
 
@@ -34,7 +35,7 @@ class KnownModel:
 KNOWN_MODELS = (
     KnownModel(EMBEDDED, "sd1", 64, 0, "Apache-2.0", "tiny model that comes with fastsd"),
     KnownModel(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", 512, 5500, "CreativeML OpenRAIL-M",
+        STOCK_SD1, "sd1", 512, 5500, "CreativeML OpenRAIL-M",
         "Stable Diffusion 1.5, the usual base for DreamBooth", ("1.5", "sd15", "sd1.5", "v1-5"),
     ),
     KnownModel(
@@ -80,6 +81,24 @@ def download(
     It goes to `cache_dir` or the usual cache; what is whole there is used when there is no network.
     `endpoint` is a mirror of huggingface.co.
     """
+    folder = _fetch(hub_id, wanted_files, token, endpoint, cache_dir)
+    return identify(folder).model_files
+
+
+def stock_configs(
+    token: str | None = None, endpoint: str | None = None, cache_dir: Path | None = None
+) -> Path:
+    """A folder with the configs and tokenizer of Stable Diffusion 1.5: 2 MB from the Hub, once.
+
+    Single files from elsewhere hold weights only; nearly all of them have this shape.
+    """
+    return _fetch(STOCK_SD1, _small_files, token, endpoint, cache_dir)
+
+
+Pick = Callable[[str, Iterable[str]], list[str]]  # (hub id, all its files) -> those to fetch
+
+
+def _fetch(hub_id: str, pick: Pick, token: str | None, endpoint: str | None, cache_dir: Path | None) -> Path:
     require("huggingface_hub", group="train")
     from huggingface_hub import HfApi, snapshot_download
 
@@ -88,22 +107,32 @@ def download(
         # Not list_repo_files: without a network it retries for 23 s.
         siblings = HfApi(endpoint=endpoint, token=token).model_info(hub_id, timeout=10).siblings or []
     except Exception as error:  # of requests or of httpx: the library changed its client with version 1
-        cached = _cached(hub_id, cache_dir)
+        cached = _cached(hub_id, pick, cache_dir)
         if cached is None:
             raise _download_error(hub_id, error, token) from None
-        return identify(cached).model_files
-    wanted = wanted_files(hub_id, [sibling.rfilename for sibling in siblings])
+        return cached
+    wanted = pick(hub_id, [sibling.rfilename for sibling in siblings])
     try:
         folder = snapshot_download(
             hub_id, allow_patterns=wanted, token=token, endpoint=endpoint, cache_dir=cache_dir
         )
     except Exception as error:
         raise _download_error(hub_id, error, token) from None
-    return identify(Path(folder)).model_files
+    return Path(folder)
 
 
-def _cached(hub_id: str, cache_dir: Path | None) -> Path | None:
-    """The model's folder in the cache when every part of it is there."""
+def _small_files(hub_id: str, files: Iterable[str]) -> list[str]:
+    small = [name for name in files if SMALL_FILES.fullmatch(name) and not name.endswith(".index.json")]
+    if "model_index.json" not in small:
+        raise UserError(
+            f"{hub_id} on Hugging Face is not a Diffusers pipeline: it has no model_index.json.",
+            fix="download its .safetensors checkpoint and give the path of that file.",
+        )
+    return small
+
+
+def _cached(hub_id: str, pick: Pick, cache_dir: Path | None) -> Path | None:
+    """The model's folder in the cache when what is wanted of it is there."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(hub_id, "model_index.json", cache_dir=cache_dir)
@@ -111,7 +140,7 @@ def _cached(hub_id: str, cache_dir: Path | None) -> Path | None:
         return None
     folder = Path(index).parent
     try:
-        wanted_files(hub_id, [path.relative_to(folder).as_posix() for path in folder.rglob("*")])
+        pick(hub_id, [path.relative_to(folder).as_posix() for path in folder.rglob("*")])
     except UserError:  # an interrupted download
         return None
     return folder
@@ -120,12 +149,7 @@ def _cached(hub_id: str, cache_dir: Path | None) -> Path | None:
 def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:
     """Of a repository's files, those that make one pipeline: configs, tokenizer, one set of safetensors."""
     files = list(files)
-    wanted = [name for name in files if SMALL_FILES.fullmatch(name) and not name.endswith(".index.json")]
-    if "model_index.json" not in wanted:
-        raise UserError(
-            f"{hub_id} on Hugging Face is not a Diffusers pipeline: it has no model_index.json.",
-            fix="download its .safetensors checkpoint and give the path of that file.",
-        )
+    wanted = _small_files(hub_id, files)
     for part in PARTS:
         weights = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
         plain = [name for name in weights if re.fullmatch(r"[^.]+(-\d+-of-\d+)?\.safetensors", name)]

@@ -117,6 +117,17 @@ def test_a_single_file_draws_the_same_as_its_folder(engine, tiny_pipeline, tmp_p
     assert [p.image.tobytes() for p in ours] == [p.image.tobytes() for p in engine.generate(ORDER)]
 
 
+def test_a_bare_single_file_draws_with_the_configs_of_a_folder(engine, tiny_pipeline, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from fastsd_lib.generation.engine import load_engine
+
+    file = export_single_file(tiny_pipeline, tmp_path / "m.safetensors", dtype=None)
+    save_file(load_file(file.path), file.path)  # as other programs write it: weights only
+    ours = load_engine(file, device="cpu", config_from=tiny_pipeline.path).generate(ORDER)
+    assert [p.image.tobytes() for p in ours] == [p.image.tobytes() for p in engine.generate(ORDER)]
+
+
 def test_at_guidance_1_the_unet_runs_once_per_picture_and_the_negative_prompt_is_mute(engine):
     sizes = []
     hook = engine.parts.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))

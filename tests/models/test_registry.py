@@ -101,6 +101,16 @@ def test_a_hub_model_is_fetched_once_in_safetensors_and_then_works_offline(hub, 
         download("org/tiny", endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache")
 
 
+def test_configs_for_bare_files_are_fetched_without_their_weights_and_then_work_offline(
+    hub, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(registry, "STOCK_SD1", "org/tiny")
+    folder = registry.stock_configs(endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert (folder / "tokenizer" / "merges.txt").is_file() and (folder / "unet" / "config.json").is_file()
+    assert not [name for name in hub.fetched if name.endswith("tensors")]
+    assert registry.stock_configs(endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache") == folder
+
+
 @pytest.mark.parametrize(
     ("answer", "said", "way_out"),
     [
