@@ -57,7 +57,7 @@ class Parts:
 def load_parts(
     model: ModelFiles, device: torch.device, dtype: torch.dtype, config_from: Path | None = None
 ) -> Parts:
-    """Load an SD 1.x model. `config_from`: a Diffusers folder that lends its configs to a bare single file."""
+    """Load an SD 1.x model. `config_from`: a Diffusers folder that lends a bare single file its configs."""
     if model.family != "sd1":
         raise UserError(
             f"{model.path} is a {model.family} model; pictures are drawn with SD 1.x models so far.",
@@ -92,13 +92,17 @@ def load_parts(
 
 
 def encode_prompts(parts: Parts, prompts: list[str]) -> torch.Tensor:
-    """Last hidden states (len(prompts), tokens, width) of prompts cut to what the model reads; gradients flow."""
+    """Last hidden states (len(prompts), tokens, width); prompts are cut to what the model reads."""
     limit = min(parts.tokenizer.model_max_length, parts.text_encoder.config.max_position_embeddings)
-    tokens = parts.tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt", verbose=False)
+    tokens = parts.tokenizer(
+        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt", verbose=False
+    )
     return parts.text_encoder(input_ids=tokens.input_ids.to(parts.text_encoder.device)).last_hidden_state
 
 
-def _fill(module: torch.nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def _fill(
+    module: torch.nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
     wrapped = any(name.startswith("text_model.") for name in module.state_dict())
     state = {}
     for path in {weight.file.path for weight in weights.values()}:
@@ -113,7 +117,8 @@ def _fill(module: torch.nn.Module, weights: Weights, device: torch.device, dtype
         origin = next(iter(weights.values())).file.path
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(
-            f"The weights in {origin} do not fit their config: {reason}", fix="take the model's own config files."
+            f"The weights in {origin} do not fit their config: {reason}",
+            fix="take the model's own config files.",
         ) from None
     for child in module.modules():  # the one buffer that is never stored: CLIP's 0, 1, 2 ...
         if isinstance(getattr(child, "position_ids", None), torch.Tensor):
