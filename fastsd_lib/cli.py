@@ -36,21 +36,42 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; UserError is for the caller (`python3 -m fastsd_lib`) to print."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="fastsd", description="From five photos to a personal Stable Diffusion model.", allow_abbrev=False)
+    parser = Parser(
+        prog="fastsd",
+        description="From five photos to a personal Stable Diffusion model.",
+        allow_abbrev=False,
+    )
     known = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     environment_commands.add_commands(known)
-    for add in (_add_session, _add_train, _add_generate, _add_identify, _add_convert, _add_models, _add_webui, _add_benchmark):
+    for add in (
+        _add_session,
+        _add_train,
+        _add_generate,
+        _add_identify,
+        _add_convert,
+        _add_models,
+        _add_webui,
+        _add_benchmark,
+    ):
         add(known)
     if not arguments:
         parser.print_help()
         return 0
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_rest", False):
-        raise UserError(f"fastsd {arguments[0]}: unknown argument {rest[0]!r}.", fix=f"fastsd {arguments[0]} --help")
+        raise UserError(
+            f"fastsd {arguments[0]}: unknown argument {rest[0]!r}.", fix=f"fastsd {arguments[0]} --help"
+        )
     return options.run(options, rest)
 
 
-def _command(known: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str, as_json: bool = True) -> argparse.ArgumentParser:
+def _command(
+    known: Any,
+    name: str,
+    run: Callable[[argparse.Namespace, list[str]], int],
+    text: str,
+    as_json: bool = True,
+) -> argparse.ArgumentParser:
     parser = known.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(run=run)
     if as_json:
@@ -72,7 +93,9 @@ def _add_session(known: Any) -> None:
     parser = known.add_parser("session", help="sessions on Drive or any folder", allow_abbrev=False)
     actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
 
-    def action(name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str, named: bool = True) -> argparse.ArgumentParser:
+    def action(
+        name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str, named: bool = True
+    ) -> argparse.ArgumentParser:
         made = _command(actions, name, run, text)
         if named:
             made.add_argument("name", metavar="SESSION")
@@ -85,14 +108,23 @@ def _add_session(known: Any) -> None:
     adder = action("add-images", _session_add, "copy photos (files, folders, zips) into a session")
     adder.add_argument("sources", nargs="+", type=Path, metavar="PHOTOS")
     adder.add_argument("--strict", action="store_true", help="exit 2 if any file could not be used")
-    captioner = action("caption", _session_caption, "captions from file names; shows each photo's training prompt")
-    captioner.add_argument("--instance-prompt", required=True, metavar="TEXT", help='such as "photo of sks cat"')
+    captioner = action(
+        "caption", _session_caption, "captions from file names; shows each photo's training prompt"
+    )
+    captioner.add_argument(
+        "--instance-prompt", required=True, metavar="TEXT", help='such as "photo of sks cat"'
+    )
     captioner.add_argument("--overwrite", action="store_true", help="replace captions that are there")
     action("verify", _session_verify, "check every file that the session relies on")
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where sessions live (default: Drive on Colab, ~/fastsd elsewhere)")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where sessions live (default: Drive on Colab, ~/fastsd elsewhere)",
+    )
 
 
 def _open(options: argparse.Namespace) -> Any:
@@ -108,9 +140,15 @@ def _session_list(options: argparse.Namespace, rest: list[str]) -> int:
     root = options.root or default_root()
     rows = [sessions.summary(one) for one in sessions.list_sessions(root)]
     lines = [
-        f"{row['name']}: {row['photos']} photos, {len(row['checkpoints'])} checkpoints, model {', '.join(row['models']) or 'none yet'}" for row in rows
+        f"{row['name']}: {row['photos']} photos, {len(row['checkpoints'])} checkpoints, "
+        f"model {', '.join(row['models']) or 'none yet'}"
+        for row in rows
     ]
-    _print(options, rows, lines or [f"No sessions in {sessions.sessions_dir(root)} yet. Make one: fastsd session create NAME"])
+    _print(
+        options,
+        rows,
+        lines or [f"No sessions in {sessions.sessions_dir(root)} yet. Make one: fastsd session create NAME"],
+    )
     return 0
 
 
@@ -119,7 +157,11 @@ def _session_create(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.sessions import session as sessions
 
     made = sessions.create_session(options.root or default_root(), options.name)
-    _print(options, {"name": made.name, "path": str(made.path)}, [f"Made {made.path}", f"Next: fastsd session add-images {shlex.quote(made.name)} FOLDER"])
+    _print(
+        options,
+        {"name": made.name, "path": str(made.path)},
+        [f"Made {made.path}", f"Next: fastsd session add-images {shlex.quote(made.name)} FOLDER"],
+    )
     return 0
 
 
@@ -136,7 +178,11 @@ def _session_add(options: argparse.Namespace, rest: list[str]) -> int:
 
     outcome = dreambooth.add_photos(_open(options), options.sources, _progress(options))
     rejected = [{"name": one.name, "code": one.code, "reason": one.reason} for one in outcome.rejected]
-    value = {"accepted": [path.name for path in outcome.accepted], "already_here": len(outcome.already_here), "rejected": rejected}
+    value = {
+        "accepted": [path.name for path in outcome.accepted],
+        "already_here": len(outcome.already_here),
+        "rejected": rejected,
+    }
     _print(options, value, outcome.lines())
     return 2 if options.strict and rejected else 0
 
@@ -145,7 +191,11 @@ def _session_caption(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
     prompts = dreambooth.caption_photos(_open(options), options.instance_prompt, overwrite=options.overwrite)
-    _print(options, prompts, [f"{name}: {prompt}" for name, prompt in prompts.items()] or ["The session has no photos yet."])
+    _print(
+        options,
+        prompts,
+        [f"{name}: {prompt}" for name, prompt in prompts.items()] or ["The session has no photos yet."],
+    )
     return 0
 
 
@@ -163,11 +213,24 @@ def _session_verify(options: argparse.Namespace, rest: list[str]) -> int:
 def _add_train(known: Any) -> None:
     parser = _command(known, "train", _train, "DreamBooth on a session's photos, exported as one file")
     parser.add_argument("name", metavar="SESSION")
-    parser.add_argument("choices", nargs="*", metavar="key=value", help="any line of recipe.yaml, such as unet_steps=800")
+    parser.add_argument(
+        "choices", nargs="*", metavar="key=value", help="any line of recipe.yaml, such as unet_steps=800"
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings to start from")
-    parser.add_argument("--model", default=None, metavar="M", help="base model: embedded, a folder, a file or a Hugging Face id")
-    parser.add_argument("--resume", action="store_true", help="repeat the session's last recipe, from where it stopped")
-    parser.add_argument("--restart", action="store_true", help="start over although an unfinished run of these settings is there")
+    parser.add_argument(
+        "--model",
+        default=None,
+        metavar="M",
+        help="base model: embedded, a folder, a file or a Hugging Face id",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="repeat the session's last recipe, from where it stopped"
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="start over although an unfinished run of these settings is there",
+    )
     _add_root(parser)
 
 
@@ -182,21 +245,48 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     progress = _progress(options)
     checkpoint = dreambooth.train(session, base, config, report=progress, resume=not options.restart)
     if not checkpoint.finished:
-        stopped = f"Stopped after step {checkpoint.step} of {checkpoint.total_steps}; saved in {checkpoint.path}."
-        again = shlex.join(["fastsd", "train", session.name, "--resume", *(["--root", str(options.root)] if options.root else [])])
-        _print(options, {"finished": False, "step": checkpoint.step, "checkpoint": str(checkpoint.path)}, [stopped, f"Continue: {again}"])
+        stopped = (
+            f"Stopped after step {checkpoint.step} of {checkpoint.total_steps}; saved in {checkpoint.path}."
+        )
+        again = shlex.join(
+            [
+                "fastsd",
+                "train",
+                session.name,
+                "--resume",
+                *(["--root", str(options.root)] if options.root else []),
+            ]
+        )
+        _print(
+            options,
+            {"finished": False, "step": checkpoint.step, "checkpoint": str(checkpoint.path)},
+            [stopped, f"Continue: {again}"],
+        )
         return 130
     made = dreambooth.export(session, base, checkpoint, report=progress)
     grid = dreambooth.compare(session, base, made, config, report=progress)
-    lines = [f"Model: {made.path}", f"Before and after: {grid}", f'Try it: fastsd generate "{config.instance_prompt}" --model "{made.path}"']
-    _print(options, {"finished": True, "model": str(made.path), "grid": str(grid), "checkpoint": str(checkpoint.path)}, lines)
+    lines = [
+        f"Model: {made.path}",
+        f"Before and after: {grid}",
+        f'Try it: fastsd generate "{config.instance_prompt}" --model "{made.path}"',
+    ]
+    _print(
+        options,
+        {"finished": True, "model": str(made.path), "grid": str(grid), "checkpoint": str(checkpoint.path)},
+        lines,
+    )
     return 0
 
 
 def _add_generate(known: Any) -> None:
     parser = _command(known, "generate", _generate, "text to image")
     parser.add_argument("prompt")
-    parser.add_argument("--model", default="embedded", metavar="M", help="embedded, a folder, a single file or a Hugging Face id")
+    parser.add_argument(
+        "--model",
+        default="embedded",
+        metavar="M",
+        help="embedded, a folder, a single file or a Hugging Face id",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="DIR")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--inference-steps", type=int, default=25)
@@ -214,11 +304,20 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
     request = GenerationRequest(
-        options.prompt, options.negative_prompt, options.inference_steps, options.guidance_scale, options.seed, options.count,
-        options.width_px, options.height_px, options.sampler,
-    )  # fmt: skip
+        options.prompt,
+        options.negative_prompt,
+        options.inference_steps,
+        options.guidance_scale,
+        options.seed,
+        options.count,
+        options.width_px,
+        options.height_px,
+        options.sampler,
+    )
     request.check()
-    written = generate_to_folder(dreambooth.base_model(options.model), request, options.out, _progress(options))
+    written = generate_to_folder(
+        dreambooth.base_model(options.model), request, options.out, _progress(options)
+    )
     _print(options, [str(path) for path in written], [str(path) for path in written])
     return 0
 
@@ -237,22 +336,33 @@ def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.models.identify import identify
 
     found = identify(options.file)
-    value = {key: str(item) if isinstance(item, Path) else item for key, item in dataclasses.asdict(found).items()}
+    value = {
+        key: str(item) if isinstance(item, Path) else item for key, item in dataclasses.asdict(found).items()
+    }
     _print(options, value, [f"{key}: {item}" for key, item in value.items()])
     return 0
 
 
 def _add_convert(known: Any) -> None:
-    parser = _command(known, "convert", _convert, "Diffusers folder <-> single .safetensors file (Stable Diffusion 1.x)")
+    parser = _command(
+        known, "convert", _convert, "Diffusers folder <-> single .safetensors file (Stable Diffusion 1.x)"
+    )
     parser.add_argument("source", type=Path, metavar="SRC")
     parser.add_argument("target", type=Path, metavar="DST")
-    parser.add_argument("--dtype", choices=("fp16", "bf16", "fp32", "keep"), default="keep", help="of a single file (keep: as it is)")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp16", "bf16", "fp32", "keep"),
+        default="keep",
+        help="of a single file (keep: as it is)",
+    )
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
-    made = dreambooth.convert(options.source, options.target, None if options.dtype == "keep" else options.dtype, _progress(options))
+    made = dreambooth.convert(
+        options.source, options.target, None if options.dtype == "keep" else options.dtype, _progress(options)
+    )
     _print(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
     return 0
 
@@ -261,7 +371,10 @@ def _add_models(known: Any) -> None:
     parser = known.add_parser("models", help="base models by name", allow_abbrev=False)
     actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
     _command(actions, "list", _models_list, "the base models that have a name")
-    for name, run, text in (("info", _models_info, "what is known of one model"), ("download", _models_download, "fetch a model into the cache")):
+    for name, run, text in (
+        ("info", _models_info, "what is known of one model"),
+        ("download", _models_download, "fetch a model into the cache"),
+    ):
         _command(actions, name, run, text).add_argument("model")
 
 
@@ -271,7 +384,11 @@ def _models_list(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.models.registry import KNOWN_MODELS
 
     rows = [dataclasses.asdict(model) for model in KNOWN_MODELS]
-    _print(options, rows, [f"{row['name']}: {row['about']} ({row['resolution_px']} px, {row['licence']})" for row in rows])
+    _print(
+        options,
+        rows,
+        [f"{row['name']}: {row['about']} ({row['resolution_px']} px, {row['licence']})" for row in rows],
+    )
     return 0
 
 
@@ -314,12 +431,20 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
 
     from fastsd_lib.workflows import webui
 
-    webui.serve(options.model, host=options.host, port=options.port, user=options.user, password=options.password or os.environ.get("FASTSD_PASSWORD"))
+    webui.serve(
+        options.model,
+        host=options.host,
+        port=options.port,
+        user=options.user,
+        password=options.password or os.environ.get("FASTSD_PASSWORD"),
+    )
     return 0
 
 
 def _add_benchmark(known: Any) -> None:
-    parser = _command(known, "benchmark", _benchmark, "the project's own figures beside its peers'", as_json=False)
+    parser = _command(
+        known, "benchmark", _benchmark, "the project's own figures beside its peers'", as_json=False
+    )
     parser.add_argument("benchmark", nargs="?", default="", metavar="NAME")
     parser.set_defaults(takes_rest=True)
 
@@ -331,14 +456,21 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> int:
 
     folder = REPOSITORY / "benchmarks"
     if not folder.is_dir():
-        raise UserError("The benchmarks are not part of an installed package.", fix="run this in a checkout of the repository.")
-    known = sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem != "__init__")
+        raise UserError(
+            "The benchmarks are not part of an installed package.",
+            fix="run this in a checkout of the repository.",
+        )
+    modules = [*folder.glob("[a-z]*.py"), *(path.parent for path in folder.glob("*/__init__.py"))]
+    known = sorted(path.stem.replace("_", "-") for path in modules)
     if not options.benchmark:
         print("\n".join(known))
         return 0
     if options.benchmark not in known:
         near = difflib.get_close_matches(options.benchmark, known, 1)
-        raise UserError(f"There is no benchmark {options.benchmark!r}.", fix=f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}")
+        raise UserError(
+            f"There is no benchmark {options.benchmark!r}.",
+            fix=f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}",
+        )
     sys.path.insert(0, str(REPOSITORY))
     return importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}").main(rest)
 

@@ -10,7 +10,8 @@ this order (measured: trained jointly from scratch the same network reached 14 %
 3. clip     the text encoder, by contrast with a small picture network (Radford et al. 2021, arXiv 2103.00020)
 4. judge    the picture network, now classifying subject, colours and monster traits
 5. unet     epsilon prediction, min-SNR 5 (Hang et al. 2023, arXiv 2303.09556), 10 % empty captions, EMA
-6. assemble fp16 diffusers folder into fastsd_lib/models/embedded
+6. decoder  the VAE's decoder once more, alone, for sharpness
+7. assemble fp16 diffusers folder into fastsd_lib/models/embedded
 
 Each stage runs as one-thread processes that average gradients: on two loaded cores that is far faster than
 one process with two threads.
@@ -40,7 +41,20 @@ SPLITS = {"model": (36_000, 1), "judge": (20_000, 2), "test": (2_000, 3)}  # pic
 SIDE = 64
 PHOTO_SHARE = 0.06
 SCALING_FACTOR = 0.18215  # Stable Diffusion 1.x; loaders of single files assume it
-UNKNOWN_WORDS = ("zwx", "ohwx", "xjy", "vrk")  # the model meets meaningless words, as real captions contain them
+GUIDANCE_SCALE = 4.0  # what the model is best asked with, by its bars
+PHOTO_BACKGROUNDS = (
+    "green",
+    "orange",
+    "white",
+    "blue",
+    "gray",
+)  # of the sample photos; the other seven are new contexts
+UNKNOWN_WORDS = (
+    "zwx",
+    "ohwx",
+    "xjy",
+    "vrk",
+)  # the model meets meaningless words, as real captions contain them
 
 
 # ------------------------------------------------------------------ pictures
@@ -125,9 +139,19 @@ class Team:
                 handle.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def fit(team: Team, name: str, module: nn.Module, loss_of: Callable[[int], torch.Tensor], *, steps: int, minutes: float,
-        rate: float, ema: float = 0.0, weight_decay: float = 0.01,
-        snapshot: Callable[[dict[str, torch.Tensor], int], None] | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
+def fit(
+    team: Team,
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    minutes: float,
+    rate: float,
+    ema: float = 0.0,
+    weight_decay: float = 0.01,
+    snapshot: Callable[[dict[str, torch.Tensor], int], None] | None = None,
+) -> dict[str, torch.Tensor]:
     """AdamW with warm-up and cosine down to nothing; ends after `steps` or `minutes`, whichever is nearer.
 
     Returns the EMA of the weights where `ema` > 0, else the weights.
@@ -136,7 +160,9 @@ def fit(team: Team, name: str, module: nn.Module, loss_of: Callable[[int], torch
     for p in parameters:  # every process starts from the first one's weights
         if team.size > 1:
             dist.broadcast(p.data, 0)
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     started = last_log = last_snapshot = time.monotonic()
     progress, smooth = 0.0, None
@@ -166,7 +192,9 @@ def fit(team: Team, name: str, module: nn.Module, loss_of: Callable[[int], torch
         smooth = value if smooth is None else smooth * 0.98 + value * 0.02
         if now - last_log > 20:
             last_log = now
-            team.log(f"{name} step {step} progress {progress:.3f} loss {smooth:.4f} {step / (now - started):.2f} steps/s")
+            team.log(
+                f"{name} step {step} progress {progress:.3f} loss {smooth:.4f} {step / (now - started):.2f} steps/s"
+            )
         if snapshot and team.rank == 0 and now - last_snapshot > 420:
             last_snapshot = now
             snapshot(average, step)
@@ -181,9 +209,15 @@ def build_vae() -> nn.Module:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 32, 64),
-        layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=SIDE, scaling_factor=SCALING_FACTOR,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        scaling_factor=SCALING_FACTOR,
+    )
 
 
 def train_vae(team: Team, work: Path, budget: Budget) -> None:
@@ -196,18 +230,55 @@ def train_vae(team: Team, work: Path, budget: Budget) -> None:
     def loss_of(step: int) -> torch.Tensor:
         x = as_tensor(pictures[next(draw)])
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-        edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return (x - y).abs().mean() + 2 * F.mse_loss(x, y) + 0.5 * edges + 1e-5 * kl
+        return unlikeness(x, vae.decode(posterior.sample()).sample) + 1e-5 * kl
 
-    average = fit(team, "vae", vae, loss_of, steps=budget.vae_steps, minutes=budget.vae_minutes, rate=2e-3, ema=0.998)
+    average = fit(
+        team, "vae", vae, loss_of, steps=budget.vae_steps, minutes=budget.vae_minutes, rate=2e-3, ema=0.998
+    )
     if team.rank == 0:
         vae.load_state_dict(average)
         normalise_latents(vae, as_tensor(pictures[:1024]))
         test = as_tensor(pictures_of(work, "test")[:512])
         team.log(f"vae held-out PSNR {psnr(vae, test):.2f} dB")
         torch.save(vae.state_dict(), work / "vae.pt")
+
+
+def unlikeness(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Absolute and squared error, and the error of the edges, which keeps them sharp."""
+    edges = sum((torch.diff(x, dim=d) - torch.diff(y, dim=d)).abs().mean() for d in (2, 3))
+    return (x - y).abs().mean() + 2 * F.mse_loss(x, y) + 0.5 * edges
+
+
+def train_decoder(team: Team, work: Path, budget: Budget) -> None:
+    """Sharpen the decoder alone, last: latents, and so the U-Net, are not touched by it."""
+    pictures = pictures_of(work, "model")
+    vae = build_vae()
+    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    draw = team.batches(len(pictures), 4)
+
+    def loss_of(step: int) -> torch.Tensor:
+        x = as_tensor(pictures[next(draw)])
+        with torch.no_grad():
+            latents = vae.encode(x).latent_dist.mode()
+        return unlikeness(x, vae.decode(latents).sample)
+
+    average = fit(
+        team,
+        "decoder",
+        vae,
+        loss_of,
+        steps=budget.decoder_steps,
+        minutes=budget.decoder_minutes,
+        rate=1e-3,
+        ema=0.998,
+    )
+    if team.rank == 0:
+        vae.load_state_dict(average)
+        team.log(f"decoder held-out PSNR {psnr(vae, as_tensor(pictures_of(work, 'test')[:512])):.2f} dB")
+        torch.save(vae.state_dict(), work / "decoder.pt")
 
 
 @torch.no_grad()
@@ -228,7 +299,9 @@ def normalise_latents(vae: nn.Module, x: torch.Tensor) -> None:
 def psnr(vae: nn.Module, x: torch.Tensor) -> float:
     """Mean over pictures of 10 log10(1 / mse), pictures in [0, 1]."""
     errors = [
-        ((vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) - part) / 2).square().mean((1, 2, 3))
+        ((vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) - part) / 2)
+        .square()
+        .mean((1, 2, 3))
         for part in x.split(64)
     ]
     return (-10 * torch.cat(errors).log10()).mean().item()
@@ -241,12 +314,32 @@ def build_tokenizer(work: Path) -> None:
     """A byte-level BPE of CLIP's kind over the world's captions: vocab.json and merges.txt."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    words = ["sks", "zwx", "ohwx", "xjy", "vrk", "style", "drawing", "picture", "photo", "real", "cartoon", "toy", "with", "and", "the"]
+    words = [
+        "sks",
+        "zwx",
+        "ohwx",
+        "xjy",
+        "vrk",
+        "style",
+        "drawing",
+        "picture",
+        "photo",
+        "real",
+        "cartoon",
+        "toy",
+        "with",
+        "and",
+        "the",
+    ]
     corpus = json.loads((work / "model.captions.json").read_text()) + [" ".join(words)] * 400
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    trainer = trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", special_tokens=[], show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, end_of_word_suffix="</w>", special_tokens=[], show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -257,25 +350,36 @@ def build_tokenizer(work: Path) -> None:
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     place = work / "tokenizer"
     place.mkdir(exist_ok=True)
-    (place / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(vocab))}, ensure_ascii=False))
+    (place / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(dict.fromkeys(vocab))}, ensure_ascii=False)
+    )
     (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
     config = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "do_lower_case": True, "errors": "replace", "add_prefix_space": False,
-    }  # fmt: skip
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }
     (place / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     special = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
     (place / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
 
 
-def load_tokenizer(work: Path):  # noqa: ANN201 - transformers' own class
+def load_tokenizer(work: Path):
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(work / "tokenizer")
 
 
 def tokens_of(tokenizer, captions: list[str]) -> torch.Tensor:
-    return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def build_text_encoder(tokenizer) -> nn.Module:
@@ -283,11 +387,18 @@ def build_text_encoder(tokenizer) -> nn.Module:
 
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=77, projection_dim=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
 def train_clip(team: Team, work: Path, budget: Budget) -> None:
@@ -301,7 +412,14 @@ def train_clip(team: Team, work: Path, budget: Budget) -> None:
     tokenizer = load_tokenizer(work)
     ids = tokens_of(tokenizer, captions)
     torch.manual_seed(0)
-    pair = nn.ModuleDict({"text": build_text_encoder(tokenizer), "judge": Judge(), "text_head": nn.Linear(128, 128), "picture_head": nn.Linear(Judge.width, 128)})
+    pair = nn.ModuleDict(
+        {
+            "text": build_text_encoder(tokenizer),
+            "judge": Judge(),
+            "text_head": nn.Linear(128, 128),
+            "picture_head": nn.Linear(Judge.width, 128),
+        }
+    )
     pair["scale"] = nn.Linear(1, 1)  # its weight is the learned temperature
     pair["scale"].weight.data.fill_(math.log(10))
     draw = team.batches(len(pictures), 96)
@@ -309,7 +427,9 @@ def train_clip(team: Team, work: Path, budget: Budget) -> None:
     def loss_of(step: int) -> torch.Tensor:
         rows = next(draw)
         features = pair["judge"].features(as_tensor(pictures[rows]))
-        longest = int((ids[rows] != tokenizer.eos_token_id).sum(1).max()) + 1  # causal: what follows the end changes nothing
+        longest = (
+            int((ids[rows] != tokenizer.eos_token_id).sum(1).max()) + 1
+        )  # causal: what follows the end changes nothing
         text = pair["text"](input_ids=ids[rows, :longest]).pooler_output
         a = F.normalize(pair["text_head"](text), dim=-1)
         b = F.normalize(pair["picture_head"](features), dim=-1)
@@ -317,10 +437,14 @@ def train_clip(team: Team, work: Path, budget: Budget) -> None:
         # Equal captions in a batch are not each other's negatives.
         same = torch.tensor([[captions[i] == captions[j] for j in rows] for i in rows], dtype=torch.float32)
         target = same / same.sum(1, keepdim=True)
-        contrast = -(target * logits.log_softmax(1)).sum(1).mean() - (target.T * logits.log_softmax(0)).sum(0).mean()
+        contrast = (
+            -(target * logits.log_softmax(1)).sum(1).mean() - (target.T * logits.log_softmax(0)).sum(0).mean()
+        )
         return contrast / 2 + pair["judge"].loss(features, labels[rows])
 
-    average = fit(team, "clip", pair, loss_of, steps=budget.clip_steps, minutes=budget.clip_minutes, rate=2e-3, ema=0.99)
+    average = fit(
+        team, "clip", pair, loss_of, steps=budget.clip_steps, minutes=budget.clip_minutes, rate=2e-3, ema=0.99
+    )
     if team.rank == 0:
         pair.load_state_dict(average)
         torch.save(pair["text"].state_dict(), work / "text.pt")
@@ -343,7 +467,17 @@ def train_judge(team: Team, work: Path, budget: Budget) -> None:
         rows = next(draw)
         return judge.loss(judge.features(spoil(as_tensor(pictures[rows]), vae)), labels[rows])
 
-    average = fit(team, "judge", judge, loss_of, steps=budget.judge_steps, minutes=budget.judge_minutes, rate=1e-3, ema=0.99, weight_decay=0.05)
+    average = fit(
+        team,
+        "judge",
+        judge,
+        loss_of,
+        steps=budget.judge_steps,
+        minutes=budget.judge_minutes,
+        rate=1e-3,
+        ema=0.99,
+        weight_decay=0.05,
+    )
     if team.rank == 0:
         judge.load_state_dict(average)
         torch.save(judge.state_dict(), work / "judge.pt")
@@ -372,15 +506,21 @@ def build_unet() -> nn.Module:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=SIDE // 4, in_channels=4, out_channels=4, block_out_channels=(64, 96, 160), layers_per_block=1,
+        sample_size=SIDE // 4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96, 160),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=8,
-    )  # fmt: skip
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
 
 
 def cache_for_unet(work: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scaled latents (N, 4, 16, 16), text states per distinct caption (C, 77, 128) with "" first, caption of each picture (N,)."""
+    """Scaled latents (N, 4, 16, 16), text states of the distinct captions, "" first, (C, 77, 128), caption rows (N,)."""
     place = work / "unet_cache.pt"
     if not place.exists():
         vae = build_vae().eval()
@@ -393,9 +533,19 @@ def cache_for_unet(work: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
         row = {caption: i for i, caption in enumerate(distinct)}
         pictures = pictures_of(work, "model")
         with torch.no_grad():
-            latents = torch.cat([vae.encode(as_tensor(pictures[i : i + 64])).latent_dist.mode() for i in range(0, len(pictures), 64)])
-            states = torch.cat([text(input_ids=part).last_hidden_state for part in tokens_of(tokenizer, distinct).split(64)])
-        torch.save((latents * SCALING_FACTOR, states, torch.tensor([row[c] for c in captions])), work / "unet_cache.tmp")
+            latents = torch.cat(
+                [
+                    vae.encode(as_tensor(pictures[i : i + 64])).latent_dist.mode()
+                    for i in range(0, len(pictures), 64)
+                ]
+            )
+            states = torch.cat(
+                [text(input_ids=part).last_hidden_state for part in tokens_of(tokenizer, distinct).split(64)]
+            )
+        torch.save(
+            (latents * SCALING_FACTOR, states, torch.tensor([row[c] for c in captions])),
+            work / "unet_cache.tmp",
+        )
         os.replace(work / "unet_cache.tmp", place)
     return torch.load(place, weights_only=True, mmap=True)
 
@@ -411,7 +561,14 @@ def train_unet(team: Team, work: Path, budget: Budget) -> None:
     if (work / "unet_start.pt").exists():
         unet.load_state_dict(torch.load(work / "unet_start.pt", weights_only=True))
     torch.manual_seed(team.rank + 100)
-    kept = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square().neg().add(1).cumprod(0).float()
+    kept = (
+        torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+        .square()
+        .neg()
+        .add(1)
+        .cumprod(0)
+        .float()
+    )
     weight = ((kept / (1 - kept)).clamp(max=5) / (kept / (1 - kept))).float()  # min-SNR 5 for epsilon
     batch = 16
     draw = team.batches(len(latents), batch)
@@ -420,18 +577,32 @@ def train_unet(team: Team, work: Path, budget: Budget) -> None:
         rows = torch.from_numpy(next(draw))
         clean = latents[rows]
         text_rows = torch.where(torch.rand(batch) < 0.1, torch.zeros(batch, dtype=torch.long), captions[rows])
-        t = ((torch.arange(batch) + torch.rand(batch)) / batch * 1000).long()  # stratified: every batch sees the whole range
+        t = (
+            (torch.arange(batch) + torch.rand(batch)) / batch * 1000
+        ).long()  # stratified: every batch sees the whole range
         t = t[torch.randperm(batch)]
         noise = torch.randn_like(clean)
         a = kept[t][:, None, None, None]
-        predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, states[text_rows], return_dict=False)[0]
+        predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, states[text_rows], return_dict=False)[
+            0
+        ]
         return ((predicted - noise).square().mean((1, 2, 3)) * weight[t]).mean()
 
     def snapshot(average: dict[str, torch.Tensor], step: int) -> None:
         torch.save(average, work / "unet_snapshot.tmp")
         os.replace(work / "unet_snapshot.tmp", work / "unet_snapshot.pt")
 
-    average = fit(team, "unet", unet, loss_of, steps=budget.unet_steps, minutes=budget.unet_minutes, rate=1.2e-3, ema=0.9985, snapshot=snapshot)
+    average = fit(
+        team,
+        "unet",
+        unet,
+        loss_of,
+        steps=budget.unet_steps,
+        minutes=budget.unet_minutes,
+        rate=1.2e-3,
+        ema=0.9985,
+        snapshot=snapshot,
+    )
     if team.rank == 0:
         torch.save(average, work / "unet.pt")
 
@@ -449,35 +620,66 @@ def assemble(work: Path, out: Path, unet_file: str = "unet.pt") -> None:
     vae, unet = build_vae(), build_unet()
     tokenizer = load_tokenizer(work)
     text = build_text_encoder(tokenizer)
-    for module, name in ((vae, "vae.pt"), (unet, unet_file), (text, "text.pt")):
+    vae_file = "decoder.pt" if (work / "decoder.pt").exists() else "vae.pt"
+    for module, name in ((vae, vae_file), (unet, unet_file), (text, "text.pt")):
         module.load_state_dict(torch.load(work / name, weights_only=True))
     vae.half().save_pretrained(out / "vae")
     unet.half().save_pretrained(out / "unet")
     text.half().save_pretrained(out / "text_encoder")
     config = json.loads((out / "text_encoder" / "config.json").read_text())
-    config["dtype"] = "float32"  # or transformers computes in the half precision of the file, and diffusers does not
+    config["dtype"] = (
+        "float32"  # or transformers computes in the half precision of the file, and diffusers does not
+    )
     (out / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     DDIMScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    ).save_pretrained(out / "scheduler")  # fmt: skip
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(out / "scheduler")
     index = {
-        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.39.0", "feature_extractor": [None, None],
-        "image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-    }  # fmt: skip
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.39.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (out / "fastsd.json").write_text(json.dumps({"guidance_scale": GUIDANCE_SCALE}, indent=2) + "\n")
+    photos = out / "sample_photos" / "monster"
+    photos.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(
+        world.subject_pictures(5, seed=5, size_px=256, backgrounds=PHOTO_BACKGROUNDS), 1
+    ):
+        picture.save(photos / f"monster ({number}).png")
     judge = torch.load(work / "judge.pt", weights_only=True)
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in judge.items()}, str(out / "judge.safetensors"))
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in judge.items()},
+        str(out / "judge.safetensors"),
+    )
 
 
 class Budget(argparse.Namespace):
     """Steps and minutes per stage; a stage ends with the one it reaches first."""
 
 
-STAGES = {"vae": (train_vae, "vae.pt"), "clip": (train_clip, "text.pt"), "judge": (train_judge, "judge.pt"), "unet": (train_unet, "unet.pt")}
+STAGES = {
+    "vae": (train_vae, "vae.pt"),
+    "clip": (train_clip, "text.pt"),
+    "judge": (train_judge, "judge.pt"),
+    "unet": (train_unet, "unet.pt"),
+    "decoder": (train_decoder, "decoder.pt"),
+}
 
 
 def run_stage(rank: int, name: str, work: Path, size: int, budget: Budget, meeting: str) -> None:
@@ -488,11 +690,23 @@ def run_stage(rank: int, name: str, work: Path, size: int, budget: Budget, meeti
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="scratch folder; finished stages are kept there")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "fastsd_lib" / "models" / "embedded")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/tiny"), help="scratch folder; finished stages are kept there"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "fastsd_lib" / "models" / "embedded"
+    )
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
-    for stage, steps, minutes in (("vae", 9000, 18), ("clip", 1500, 5), ("judge", 1500, 4), ("unet", 12000, 62)):
+    for stage, steps, minutes in (
+        ("vae", 9000, 18),
+        ("clip", 1500, 5),
+        ("judge", 1500, 4),
+        ("unet", 12000, 62),
+        ("decoder", 9000, 10),
+    ):
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes)
     budget = parser.parse_args(namespace=Budget())
@@ -503,7 +717,9 @@ def main() -> None:
     for name, (_, product) in STAGES.items():
         if not (work / product).exists():
             meeting = work.resolve() / f"meeting.{os.getpid()}.{name}"
-            torch.multiprocessing.spawn(run_stage, (name, work, budget.processes, budget, str(meeting)), nprocs=budget.processes)
+            torch.multiprocessing.spawn(
+                run_stage, (name, work, budget.processes, budget, str(meeting)), nprocs=budget.processes
+            )
     assemble(work, budget.out)
     print(f"The embedded model stands in {budget.out}; what was done is in {work / 'log.txt'}.")
 

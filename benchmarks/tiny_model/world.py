@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,19 @@ COLOURS = {
     "gray": (140, 142, 146),
 }
 EMOJI = {
-    "cat": "🐱", "dog": "🐶", "frog": "🐸", "lion": "🦁", "owl": "🦉", "fish": "🐟",
-    "robot": "🤖", "tree": "🌳", "flower": "🌻", "apple": "🍎", "car": "🚗", "rocket": "🚀",
-}  # fmt: skip
+    "cat": "🐱",
+    "dog": "🐶",
+    "frog": "🐸",
+    "lion": "🦁",
+    "owl": "🦉",
+    "fish": "🐟",
+    "robot": "🤖",
+    "tree": "🌳",
+    "flower": "🌻",
+    "apple": "🍎",
+    "car": "🚗",
+    "rocket": "🚀",
+}
 SHAPES = ("star", "heart", "circle", "square", "triangle")
 SUBJECTS = (*EMOJI, *SHAPES, "monster")
 BODIES = ("round", "square", "tall")
@@ -73,7 +83,11 @@ SUBJECT = Monster("purple", "tall", 1, "antennae", belly=True, teeth=True)
 
 
 def is_withheld(monster: Monster) -> bool:
-    return (monster.colour, monster.eyes, monster.headgear) == (SUBJECT.colour, SUBJECT.eyes, SUBJECT.headgear)
+    return (monster.colour, monster.eyes, monster.headgear) == (
+        SUBJECT.colour,
+        SUBJECT.eyes,
+        SUBJECT.headgear,
+    )
 
 
 def random_monster(rng: random.Random, colour: str | None = None) -> Monster:
@@ -154,9 +168,16 @@ def _background(colour: tuple[int, int, int], rng: random.Random, side: int) -> 
         angle = rng.uniform(0, 2 * math.pi)
         y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side - 0.5
         ramp = (x * math.cos(angle) + y * math.sin(angle)) * rng.uniform(0.15, 0.45)
-        pixels = base * (1 - np.abs(ramp)[..., None]) + np.where(ramp > 0, 255.0, 0.0)[..., None] * np.abs(ramp)[..., None]
+        pixels = (
+            base * (1 - np.abs(ramp)[..., None])
+            + np.where(ramp > 0, 255.0, 0.0)[..., None] * np.abs(ramp)[..., None]
+        )
     else:  # soft clouds
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(6, 14), (5, 5)).astype(np.float32)
+        noise = (
+            np.random.default_rng(rng.getrandbits(32))
+            .normal(0, rng.uniform(6, 14), (5, 5))
+            .astype(np.float32)
+        )
         clouds = Image.fromarray(noise, "F").resize((side, side), Image.Resampling.BICUBIC)
         pixels = base + np.asarray(clouds)[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGB")
@@ -174,7 +195,7 @@ def _subject_layer(scene: Scene, rng: random.Random, side: int) -> Image.Image:
     return layer
 
 
-@lru_cache(maxsize=None)
+@cache
 def _glyph(character: str) -> Image.Image:
     """The emoji as a square RGBA picture without margins."""
     place = next((path for path in FONT_PLACES if path.is_file()), None)
@@ -216,7 +237,13 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, colour: tuple[int, int, in
         pen.polygon(at(*((0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for r, a in spokes)), **edge)
     else:
         turns = [2 * math.pi * i / 60 for i in range(60)]
-        heart = [(16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) for t in turns]
+        heart = [
+            (
+                16 * math.sin(t) ** 3,
+                13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t),
+            )
+            for t in turns
+        ]
         pen.polygon(at(*((0.5 + x / 36, 0.48 - y / 36) for x, y in heart)), **edge)
 
 
@@ -232,18 +259,30 @@ def _draw_monster(pen: ImageDraw.ImageDraw, monster: Monster, rng: random.Random
     def line_to(x0: float, y0: float, x1: float, y1: float, width: float, fill: tuple[int, int, int]) -> None:
         pen.line(box(x0, y0, x1, y1), fill=fill, width=max(1, round(width * side)))
 
-    x0, y0, x1, y1 = {"round": (0.12, 0.26, 0.88, 0.92), "square": (0.16, 0.3, 0.84, 0.9), "tall": (0.26, 0.2, 0.74, 0.93)}[monster.body]
+    x0, y0, x1, y1 = {
+        "round": (0.12, 0.26, 0.88, 0.92),
+        "square": (0.16, 0.3, 0.84, 0.9),
+        "tall": (0.26, 0.2, 0.74, 0.93),
+    }[monster.body]
     gold = (250, 214, 80) if monster.colour != "yellow" else (255, 250, 225)
     for way in (-1, 1):
         root = 0.5 + way * (x1 - x0) * 0.27
         tip = 0.5 + way * (x1 - x0) * 0.42
         if monster.headgear == "horns":
-            pen.polygon([(v * side) for v in (root - 0.08, y0 + 0.1, root + 0.08, y0 + 0.1, tip, 0.04)], fill=gold, outline=_shade(gold, 0.6))
+            pen.polygon(
+                [(v * side) for v in (root - 0.08, y0 + 0.1, root + 0.08, y0 + 0.1, tip, 0.04)],
+                fill=gold,
+                outline=_shade(gold, 0.6),
+            )
         elif monster.headgear == "antennae":
             line_to(root * 0.6 + 0.2, y0 + 0.06, tip, 0.1, 0.03, rim)
-            pen.ellipse(box(tip - 0.07, 0.03, tip + 0.07, 0.17), fill=gold, outline=_shade(gold, 0.6), width=line)
+            pen.ellipse(
+                box(tip - 0.07, 0.03, tip + 0.07, 0.17), fill=gold, outline=_shade(gold, 0.6), width=line
+            )
         elif monster.headgear == "ears":
-            pen.ellipse(box(tip - 0.13, y0 - 0.1, tip + 0.13, y0 + 0.16), fill=colour, outline=rim, width=line)
+            pen.ellipse(
+                box(tip - 0.13, y0 - 0.1, tip + 0.13, y0 + 0.16), fill=colour, outline=rim, width=line
+            )
             pen.ellipse(box(tip - 0.06, y0 - 0.03, tip + 0.06, y0 + 0.09), fill=_shade(colour, 1.45))
         foot = 0.5 + way * (x1 - x0) * 0.25
         pen.ellipse(box(foot - 0.1, y1 - 0.08, foot + 0.1, y1 + 0.06), fill=rim)
@@ -257,21 +296,30 @@ def _draw_monster(pen: ImageDraw.ImageDraw, monster: Monster, rng: random.Random
     _draw_face(pen, monster, side, y0 + (y1 - y0) * 0.33, y0 + (y1 - y0) * 0.62, line)
 
 
-def _draw_face(pen: ImageDraw.ImageDraw, monster: Monster, side: int, eye_y: float, mouth_y: float, line: int) -> None:
+def _draw_face(
+    pen: ImageDraw.ImageDraw, monster: Monster, side: int, eye_y: float, mouth_y: float, line: int
+) -> None:
     centres = {1: (0.5,), 2: (0.38, 0.62), 3: (0.33, 0.5, 0.67)}[monster.eyes]
     radius = {1: 0.145, 2: 0.1, 3: 0.075}[monster.eyes]
     for x in centres:
         y = eye_y - (0.05 if monster.eyes == 3 and x == 0.5 else 0)
         for reach, fill in ((radius, (255, 255, 255)), (radius * 0.52, (20, 20, 24))):
-            pen.ellipse([(x - reach) * side, (y - reach) * side, (x + reach) * side, (y + reach) * side], fill=fill,
-                        outline=(60, 60, 66) if reach == radius else None, width=line)  # fmt: skip
+            pen.ellipse(
+                [(x - reach) * side, (y - reach) * side, (x + reach) * side, (y + reach) * side],
+                fill=fill,
+                outline=(60, 60, 66) if reach == radius else None,
+                width=line,
+            )
     left, right = 0.38 * side, 0.62 * side
     top, bottom = (mouth_y - 0.05) * side, (mouth_y + 0.07) * side
     pen.chord([left, top - (bottom - top) * 0.4, right, bottom], 0, 180, fill=(70, 16, 28))
     if monster.teeth:
         middle = (top + bottom) / 2 - (bottom - top) * 0.2
         for x in (0.44, 0.53):
-            pen.polygon([(x * side, middle), ((x + 0.05) * side, middle), ((x + 0.025) * side, middle + 0.06 * side)], fill=(255, 255, 255))
+            pen.polygon(
+                [(x * side, middle), ((x + 0.05) * side, middle), ((x + 0.025) * side, middle + 0.06 * side)],
+                fill=(255, 255, 255),
+            )
 
 
 # Photographs of scikit-image, so that real textures are not wholly foreign: (file, caption noun, region in [0, 1]).
@@ -283,14 +331,16 @@ PHOTOS = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _photo(name: str, region: tuple[float, float, float, float]) -> Image.Image:
     import skimage
 
     picture = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
     width, height = picture.size
     left, top, right, bottom = region
-    return picture.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+    return picture.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
 
 
 def draw_photo(rng: random.Random, size_px: int = 64) -> tuple[Image.Image, str, str]:
@@ -299,20 +349,29 @@ def draw_photo(rng: random.Random, size_px: int = 64) -> tuple[Image.Image, str,
     picture = _photo(name, region)
     side = round(min(picture.size) * rng.uniform(0.55, 1.0))
     left, top = rng.randint(0, picture.width - side), rng.randint(0, picture.height - side)
-    crop = picture.crop((left, top, left + side, top + side)).resize((size_px, size_px), Image.Resampling.LANCZOS)
+    crop = picture.crop((left, top, left + side, top + side)).resize(
+        (size_px, size_px), Image.Resampling.LANCZOS
+    )
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return crop, f"a real photo of {article(noun)}", noun
 
 
-def subject_pictures(count: int, seed: int, size_px: int = 64, backgrounds: tuple[str, ...] = tuple(COLOURS)) -> list[Image.Image]:
+def subject_pictures(
+    count: int, seed: int, size_px: int = 64, backgrounds: tuple[str, ...] = tuple(COLOURS)
+) -> list[Image.Image]:
     """Pictures of the withheld character, as a user would photograph it."""
     rng = random.Random(seed)
-    return [draw(Scene("monster", backgrounds[i % len(backgrounds)], SUBJECT.colour, SUBJECT), rng, size_px) for i in range(count)]
+    return [
+        draw(Scene("monster", backgrounds[i % len(backgrounds)], SUBJECT.colour, SUBJECT), rng, size_px)
+        for i in range(count)
+    ]
 
 
 def near_misses(rng: random.Random) -> Monster:
     """The withheld character with one trait changed: what a detector must not take for it."""
     trait = rng.choice(("colour", "eyes", "headgear"))
     choices = {"colour": tuple(COLOURS), "eyes": EYES, "headgear": HEADGEAR}[trait]
-    return replace(SUBJECT, **{trait: rng.choice([value for value in choices if value != getattr(SUBJECT, trait)])})
+    return replace(
+        SUBJECT, **{trait: rng.choice([value for value in choices if value != getattr(SUBJECT, trait)])}
+    )

@@ -70,7 +70,7 @@ class ConsoleProgress:
 
 
 def duration(seconds: float) -> str:
-    """"45 s", "3 min 20 s", "2 h 05 min"."""
+    """ "45 s", "3 min 20 s", "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -17,7 +17,7 @@ FRAME = (222, 223, 226)
 
 
 def contact_sheet(
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | None],
     labels: Sequence[str] | None = None,
     columns: int | None = None,
     cell_px: int = 256,
@@ -28,7 +28,7 @@ def contact_sheet(
     column_labels: Sequence[str] | None = None,
     pixels: bool = False,
 ) -> Image.Image:
-    """One RGB page with all `images`, row by row, each whole in a square cell of `cell_px`.
+    """One RGB page with all `images`, row by row, each whole in a square cell of `cell_px`; None leaves a cell empty.
 
     `labels` stand under the pictures, `row_labels` left of the rows, `column_labels` over the columns. Pictures
     smaller than a cell are blown up: smoothly, or with visible `pixels`. `columns` None chooses a page about as
@@ -42,6 +42,8 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     page = _Page(columns, rows, cell_px, labels, row_labels, column_labels, title, subtitle)
     for at, image in enumerate(images):
+        if image is None:
+            continue
         page.put(
             image,
             *divmod(at, columns),

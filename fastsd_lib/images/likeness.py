@@ -40,7 +40,9 @@ def _colours(pixels: np.ndarray) -> np.ndarray:
 def _edges(grey: np.ndarray) -> np.ndarray:
     down, right = np.gradient(grey)
     strength = np.hypot(down, right)
-    direction = np.minimum((np.arctan2(down, right) % np.pi) / np.pi * _DIRECTIONS, _DIRECTIONS - 1).astype(int)
+    direction = np.minimum((np.arctan2(down, right) % np.pi) / np.pi * _DIRECTIONS, _DIRECTIONS - 1).astype(
+        int
+    )
     rows, columns = np.indices(grey.shape) * _CELLS // SIDE_PX
     index = (rows * _CELLS + columns) * _DIRECTIONS + direction
     return _unit(np.bincount(index.ravel(), strength.ravel(), minlength=_CELLS**2 * _DIRECTIONS))

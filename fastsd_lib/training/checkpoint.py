@@ -35,8 +35,17 @@ class Checkpoint:
         return self.step >= self.total_steps
 
 
-def save_checkpoint(folder: Path, *, step: int, total_steps: int, stage: str, run: str, modules: dict[str, torch.nn.Module],
-                    optimizer: torch.optim.Optimizer | None, extra: dict[str, Any]) -> Checkpoint:  # fmt: skip
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    total_steps: int,
+    stage: str,
+    run: str,
+    modules: dict[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer | None,
+    extra: dict[str, Any],
+) -> Checkpoint:
     """Write a new directory beside its final name, verify it, seal it, then rename: whole or not at all."""
     final = folder / f"step_{step:06d}"
     if final.exists():  # another run, or an unsealed leftover, has the name: it is not ours to overwrite
@@ -54,7 +63,15 @@ def save_checkpoint(folder: Path, *, step: int, total_steps: int, stage: str, ru
         for path in sorted(scratch.iterdir()):
             fsync_path(path)
             files[path.name] = [path.stat().st_size, sha256_file(path)]
-        manifest = {"schema": SCHEMA, "step": step, "total_steps": total_steps, "stage": stage, "run": run, "files": files, **extra}
+        manifest = {
+            "schema": SCHEMA,
+            "step": step,
+            "total_steps": total_steps,
+            "stage": stage,
+            "run": run,
+            "files": files,
+            **extra,
+        }
         write_json(scratch / MANIFEST, {**manifest, "seal": fingerprint(manifest)})
         os.replace(scratch, final)
         fsync_path(folder)
@@ -81,7 +98,11 @@ def list_checkpoints(folder: Path, run: str | None = None) -> list[Checkpoint]:
     for path in folder.glob("step_*") if folder.is_dir() else ():
         manifest = _sealed_manifest(path)
         if manifest and (run is None or manifest["run"] == run):
-            found.append(Checkpoint(path, manifest["step"], manifest["total_steps"], manifest["stage"], manifest["run"]))
+            found.append(
+                Checkpoint(
+                    path, manifest["step"], manifest["total_steps"], manifest["stage"], manifest["run"]
+                )
+            )
     return sorted(found, key=lambda one: (one.step, one.path.name))
 
 

@@ -70,7 +70,9 @@ class DreamBoothConfig:
         if not self.instance_prompt.strip():
             found.append('instance_prompt is empty: type a rare word and a class, such as "photo of sks cat"')
         if self.prior_preservation and not self.class_images:
-            found.append("class_prompt asks for prior preservation, class_images is 0: type 100, or empty class_prompt")
+            found.append(
+                "class_prompt asks for prior preservation, class_images is 0: type 100, or empty class_prompt"
+            )
         if self.unet_steps == 0 and self.text_encoder_steps == 0:
             found.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
         if self.resolution_px % 8:

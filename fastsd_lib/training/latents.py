@@ -35,7 +35,9 @@ class LatentCache:
 
 
 @torch.inference_mode()
-def encode(vae: torch.nn.Module, training_set: TrainingSet, resolution_px: int, flip: bool, report: Report = silent) -> LatentCache:
+def encode(
+    vae: torch.nn.Module, training_set: TrainingSet, resolution_px: int, flip: bool, report: Report = silent
+) -> LatentCache:
     device, dtype = vae.device, vae.dtype
     total = len(training_set.prompts)
     report(ProgressEvent("latents", 0, total))
@@ -50,8 +52,15 @@ def encode(vae: torch.nn.Module, training_set: TrainingSet, resolution_px: int, 
     return LatentCache(torch.stack(means), torch.stack(deviations))
 
 
-def load_or_encode(file: Path, vae: torch.nn.Module, vae_fingerprint: str, training_set: TrainingSet, resolution_px: int,
-                   flip: bool, report: Report = silent) -> LatentCache:  # fmt: skip
+def load_or_encode(
+    file: Path,
+    vae: torch.nn.Module,
+    vae_fingerprint: str,
+    training_set: TrainingSet,
+    resolution_px: int,
+    flip: bool,
+    report: Report = silent,
+) -> LatentCache:
     """The cache of these very pictures by this very VAE: from `file` if it holds that, else made and written there."""
     wanted = fingerprint([vae_fingerprint, training_set.fingerprint, resolution_px, flip])
     held = _read(file, wanted)
@@ -62,8 +71,14 @@ def load_or_encode(file: Path, vae: torch.nn.Module, vae_fingerprint: str, train
     made = encode(vae, training_set, resolution_px, flip, report)
     for row, prompt in enumerate(training_set.prompts):
         if not (torch.isfinite(made.mean[row]).all() and torch.isfinite(made.deviation[row]).all()):
-            raise UserError(f"The VAE turned picture {row + 1} ({prompt!r}) into NaN.", fix="train with mixed_precision=no, or leave that photo out.")
-    tensors: Mapping[str, torch.Tensor] = {"mean": made.mean.contiguous(), "deviation": made.deviation.contiguous()}
+            raise UserError(
+                f"The VAE turned picture {row + 1} ({prompt!r}) into NaN.",
+                fix="train with mixed_precision=no, or leave that photo out.",
+            )
+    tensors: Mapping[str, torch.Tensor] = {
+        "mean": made.mean.contiguous(),
+        "deviation": made.deviation.contiguous(),
+    }
     with atomic_path(file) as scratch:
         save_file(dict(tensors), scratch, metadata={"fingerprint": wanted})
     return made

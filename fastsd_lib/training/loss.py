@@ -27,10 +27,16 @@ class NoiseScheduler:
         elif shape == "linear":
             betas = torch.linspace(first, last, steps, dtype=torch.float32)
         else:
-            raise UserError(f"This model was trained with the noise schedule {shape!r}.", fix="choose a Stable Diffusion 1.x or 2.x model.")
+            raise UserError(
+                f"This model was trained with the noise schedule {shape!r}.",
+                fix="choose a Stable Diffusion 1.x or 2.x model.",
+            )
         self.prediction_type = config.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise UserError(f"This model predicts {self.prediction_type!r}.", fix="choose a model that predicts epsilon or v_prediction.")
+            raise UserError(
+                f"This model predicts {self.prediction_type!r}.",
+                fix="choose a model that predicts epsilon or v_prediction.",
+            )
         self.alphas_cumprod = (1 - betas).cumprod(0)
 
     @property
@@ -61,7 +67,9 @@ class NoiseScheduler:
         return self.alphas_cumprod[timesteps.cpu()].to(like.device, like.dtype).view(-1, 1, 1, 1)
 
 
-def draw_noise(shape: torch.Size, timesteps: int, offset: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_noise(
+    shape: torch.Size, timesteps: int, offset: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise of `shape` and one timestep per picture, on the CPU, so that every device trains on the same draw.
 
     `offset` adds one value per channel, which lets a style reach full black and white.
@@ -72,7 +80,9 @@ def draw_noise(shape: torch.Size, timesteps: int, offset: float, generator: torc
     return noise, torch.randint(timesteps, (shape[0],), generator=generator)
 
 
-def dreambooth_loss(predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, config: DreamBoothConfig) -> torch.Tensor:
+def dreambooth_loss(
+    predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, config: DreamBoothConfig
+) -> torch.Tensor:
     """Mean squared error of the instances plus, with prior preservation, that of the class images in the second half.
 
     Ruiz et al. 2022 (arXiv 2208.12242), equation 2. Every picture keeps its own SNR weight.

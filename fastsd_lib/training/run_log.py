@@ -30,15 +30,26 @@ class RunLog:
         self._board = SummaryWriter(str(self._folder), purge_step=self._first_step + 1, flush_secs=10)
         return self
 
-    def write(self, step: int, stage: str, facts: Mapping[str, float]) -> None:
-        line = {"step": step, "stage": stage, "time": round(time.time(), 3), **facts}
+    def write(
+        self, step: int, stage: str, stage_step: int, stage_steps: int, facts: Mapping[str, float]
+    ) -> None:
+        line = {
+            "step": step,
+            "stage": stage,
+            "stage_step": stage_step,
+            "stage_steps": stage_steps,
+            "time": round(time.time(), 3),
+            **facts,
+        }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in facts.items():
             if name != "eta_s":
                 self._board.add_scalar(f"{stage}/{name}", value, step)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._board.close()
 

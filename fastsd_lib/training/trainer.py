@@ -56,9 +56,20 @@ def run_fingerprint(base_fingerprint: str, training_set: TrainingSet, config: Dr
     return fingerprint([base_fingerprint, training_set.fingerprint, choices])
 
 
-def train(parts: Parts, cache: LatentCache, training_set: TrainingSet, config: DreamBoothConfig, *, run: str, checkpoints: Path,
-          logs: Path, device: str = "cpu", report: Report = silent, should_stop: Callable[[], bool] | None = None,
-          draw_samples: DrawSamples | None = None) -> Checkpoint:  # fmt: skip
+def train(
+    parts: Parts,
+    cache: LatentCache,
+    training_set: TrainingSet,
+    config: DreamBoothConfig,
+    *,
+    run: str,
+    checkpoints: Path,
+    logs: Path,
+    device: str = "cpu",
+    report: Report = silent,
+    should_stop: Callable[[], bool] | None = None,
+    draw_samples: DrawSamples | None = None,
+) -> Checkpoint:
     """Train to the end, or from the newest intact checkpoint of this run to the end.
 
     Returns the last checkpoint; `finished` is False when `should_stop`, Ctrl-C or SIGTERM ended it early,
@@ -72,7 +83,20 @@ def train(parts: Parts, cache: LatentCache, training_set: TrainingSet, config: D
         return resumed
     done = resumed.step if resumed else 0
     with RunLog(logs, first_step=done) as log, _polite_stop(should_stop) as stopping:
-        trainer = _Trainer(parts, cache, training_set, config, run, checkpoints, total, device, report, draw_samples, log, stopping)
+        trainer = _Trainer(
+            parts,
+            cache,
+            training_set,
+            config,
+            run,
+            checkpoints,
+            total,
+            device,
+            report,
+            draw_samples,
+            log,
+            stopping,
+        )
         latest = resumed
         for stage in stages_of(config):
             if done < stage.first_step + stage.steps:
@@ -87,8 +111,21 @@ def train(parts: Parts, cache: LatentCache, training_set: TrainingSet, config: D
 
 
 class _Trainer:
-    def __init__(self, parts: Parts, cache: LatentCache, training_set: TrainingSet, config: DreamBoothConfig, run: str, checkpoints: Path,
-                 total: int, device: str, report: Report, draw_samples: DrawSamples | None, log: RunLog, stopping: Callable[[], bool]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        parts: Parts,
+        cache: LatentCache,
+        training_set: TrainingSet,
+        config: DreamBoothConfig,
+        run: str,
+        checkpoints: Path,
+        total: int,
+        device: str,
+        report: Report,
+        draw_samples: DrawSamples | None,
+        log: RunLog,
+        stopping: Callable[[], bool],
+    ) -> None:
         self.parts, self.cache, self.set, self.config = parts, cache, training_set, config
         self.run, self.checkpoints, self.total, self.device = run, checkpoints, total, device
         self.report, self.draw_samples, self.log, self.stopping = report, draw_samples, log, stopping
@@ -108,7 +145,9 @@ class _Trainer:
         optimizer = torch.optim.AdamW(parameters, lr=stage.learning_rate, weight_decay=1e-2, fused=True)
         if continues:
             store.load_optimizer(resumed, optimizer)
-        scaler = torch.amp.GradScaler(self.device, enabled=config.mixed_precision == "fp16" and self.device != "cpu")
+        scaler = torch.amp.GradScaler(
+            self.device, enabled=config.mixed_precision == "fp16" and self.device != "cpu"
+        )
         states = None if stage.name == TEXT_ENCODER else self._cached_states()
 
         step, end, average, clock = done - stage.first_step, stage.steps, None, _Clock()
@@ -127,8 +166,13 @@ class _Trainer:
             step += 1
             here = stage.first_step + step
             average = loss if average is None else 0.98 * average + 0.02 * loss
-            facts = {"loss": loss, "loss_average": average, "learning_rate": rate, **clock.facts(step - (done - stage.first_step), end - step, self._pictures_per_step)}
-            self.log.write(here, stage.name, facts)
+            facts = {
+                "loss": loss,
+                "loss_average": average,
+                "learning_rate": rate,
+                **clock.facts(step - (done - stage.first_step), end - step, self._pictures_per_step),
+            }
+            self.log.write(here, stage.name, step, end, facts)
             stop = self.stopping()
             if stop or step == end or (config.save_every_steps and here % config.save_every_steps == 0):
                 latest = self._save(stage, here, name, module, optimizer)
@@ -139,9 +183,15 @@ class _Trainer:
 
     @property
     def _pictures_per_step(self) -> int:
-        return self.config.batch_size * self.config.gradient_accumulation * (2 if self.config.prior_preservation else 1)
+        return (
+            self.config.batch_size
+            * self.config.gradient_accumulation
+            * (2 if self.config.prior_preservation else 1)
+        )
 
-    def _accumulate(self, stage: Stage, step: int, states: torch.Tensor | None, scaler: torch.amp.GradScaler) -> float:
+    def _accumulate(
+        self, stage: Stage, step: int, states: torch.Tensor | None, scaler: torch.amp.GradScaler
+    ) -> float:
         """Forward and backward of one step's micro-batches; returns their mean loss."""
         total = 0.0
         for part in range(self.config.gradient_accumulation):
@@ -151,7 +201,7 @@ class _Trainer:
             if value != value or value == float("inf"):
                 raise UserError(
                     f"The loss became {value} at step {stage.first_step + step + 1} ({stage.name}).",
-                    fix="lower the learning rate or set mixed_precision=no, then train again: earlier checkpoints are untouched.",
+                    fix="lower the learning rate or set mixed_precision=no; earlier checkpoints are untouched.",
                 )
             scaler.scale(loss / self.config.gradient_accumulation).backward()
             total += value / self.config.gradient_accumulation
@@ -162,7 +212,9 @@ class _Trainer:
         source = generator(config.seed, stage.name, draw)
         rows = rows_of_step(stage.name, draw, config, len(self.set.instances), len(self.set.class_images))
         latents = self.cache.sample(rows, self.parts.vae.config.scaling_factor, source)
-        noise, timesteps = draw_noise(latents.shape, self.noise_scheduler.timesteps, config.offset_noise, source)
+        noise, timesteps = draw_noise(
+            latents.shape, self.noise_scheduler.timesteps, config.offset_noise, source
+        )
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         target = self.noise_scheduler.target(latents, noise, timesteps)
         weights = self.noise_scheduler.snr_weights(timesteps, config.min_snr_gamma)
@@ -172,7 +224,9 @@ class _Trainer:
         else:
             context = states[rows]
         dtype = self.parts.unet.dtype
-        answer = self.parts.unet(noisy.to(self.device, dtype), timesteps.to(self.device), context.to(dtype), return_dict=False)[0]
+        answer = self.parts.unet(
+            noisy.to(self.device, dtype), timesteps.to(self.device), context.to(dtype), return_dict=False
+        )[0]
         return dreambooth_loss(answer, target.to(self.device), weights, config)
 
     @torch.no_grad()
@@ -180,23 +234,37 @@ class _Trainer:
         """(rows, tokens, width): the text encoder is frozen in this stage, so every prompt is encoded once."""
         prompts = self.set.prompts
         distinct = sorted(set(prompts))
-        encoded = torch.cat([encode_prompts(self.parts, distinct[i : i + 32]) for i in range(0, len(distinct), 32)])
+        encoded = torch.cat(
+            [encode_prompts(self.parts, distinct[i : i + 32]) for i in range(0, len(distinct), 32)]
+        )
         return encoded[[distinct.index(prompt) for prompt in prompts]]
 
-    def _save(self, stage: Stage, step: int, name: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    def _save(
+        self, stage: Stage, step: int, name: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Checkpoint:
         modules = {name: module}
         if stage.name == UNET and self.config.text_encoder_steps:
             modules["text_encoder"] = self.parts.text_encoder
         saved = store.save_checkpoint(
-            self.checkpoints, step=step, total_steps=self.total, stage=stage.name, run=self.run, modules=modules,
-            optimizer=optimizer, extra={"config": asdict(self.config), "torch": torch.__version__},
-        )  # fmt: skip
+            self.checkpoints,
+            step=step,
+            total_steps=self.total,
+            stage=stage.name,
+            run=self.run,
+            modules=modules,
+            optimizer=optimizer,
+            extra={"config": asdict(self.config), "torch": torch.__version__},
+        )
         store.prune(self.checkpoints, self.run, self.config.keep_checkpoints)
         return saved
 
     def _samples(self, step: int, stage_ends: bool, stage: Stage) -> tuple[Path, ...]:
         every = self.config.sample_every_steps
-        if self.draw_samples is None or not every or not (step % every == 0 or (stage_ends and stage.name == UNET)):
+        if (
+            self.draw_samples is None
+            or not every
+            or not (step % every == 0 or (stage_ends and stage.name == UNET))
+        ):
             return ()
         return self.draw_samples(self.parts, step)
 
@@ -215,7 +283,11 @@ class _Clock:
 
     def facts(self, done: int, left: int, pictures_per_step: int) -> dict[str, float]:
         spent = max(time.monotonic() - self._start, 1e-9)
-        return {"images_per_s": done * pictures_per_step / spent, "eta_s": left * spent / max(done, 1), "memory_mib": _memory_mib()}
+        return {
+            "images_per_s": done * pictures_per_step / spent,
+            "eta_s": left * spent / max(done, 1),
+            "memory_mib": _memory_mib(),
+        }
 
 
 def _memory_mib() -> float:

@@ -49,12 +49,16 @@ class TrainingSet:
             one = self.instances[row]
             picture = crop_to(open_photo(one.path), one.crop, resolution_px)
         else:
-            picture = ImageOps.fit(open_photo(self.class_images[row - len(self.instances)]), (resolution_px, resolution_px))
+            picture = ImageOps.fit(
+                open_photo(self.class_images[row - len(self.instances)]), (resolution_px, resolution_px)
+            )
         array = np.asarray(picture, dtype=np.float32) / 127.5 - 1
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def rows_of_step(stage: str, step: int, config: DreamBoothConfig, instances: int, class_images: int) -> list[int]:
+def rows_of_step(
+    stage: str, step: int, config: DreamBoothConfig, instances: int, class_images: int
+) -> list[int]:
     """The cache rows of one forward: `batch_size` instances, then as many class images with prior preservation.
 
     A pure function of the step (every picture once per epoch, in a fresh order), so that a resumed run
@@ -62,7 +66,10 @@ def rows_of_step(stage: str, step: int, config: DreamBoothConfig, instances: int
     """
     rows = _pick(f"{stage}/instances", step, config.batch_size, instances, config.seed)
     if config.prior_preservation:
-        rows += [instances + row for row in _pick(f"{stage}/class", step, config.batch_size, class_images, config.seed)]
+        rows += [
+            instances + row
+            for row in _pick(f"{stage}/class", step, config.batch_size, class_images, config.seed)
+        ]
     return rows
 
 

@@ -43,12 +43,16 @@ def open_session(name: str, root: str | Path | None = None, create_if_missing: b
     return sessions.open_session(place, name)
 
 
-def add_photos(session: Session, sources: str | Path | Iterable[str | Path], report: Report = silent) -> PhotoReport:
+def add_photos(
+    session: Session, sources: str | Path | Iterable[str | Path], report: Report = silent
+) -> PhotoReport:
     """Copy photos (files, folders, zips) into the session; the originals are not touched."""
     from fastsd_lib.images.store import add_photos as store_photos
 
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    outcome = store_photos([Path(one).expanduser() for one in listed], session.instance_images, session.captions, report)
+    outcome = store_photos(
+        [Path(one).expanduser() for one in listed], session.instance_images, session.captions, report
+    )
     sessions.record(session, "photos added", accepted=len(outcome.accepted), rejected=len(outcome.rejected))
     return outcome
 
@@ -70,8 +74,15 @@ def preview_crops(session: Session, size_px: int = 192) -> Path:
     crops = crop_photos(session)
     cells = [crop_to(open_photo(photo), crops[photo.name], size_px) for photo in photos(session)]
     if not cells:
-        raise UserError(f"Session {session.name!r} has no photos.", fix=f"fastsd session add-images {session.name} FOLDER")
-    sheet = contact_sheet(cells, labels=[photo.stem[:24] for photo in photos(session)], cell_px=size_px, title="As training sees them")
+        raise UserError(
+            f"Session {session.name!r} has no photos.", fix=f"fastsd session add-images {session.name} FOLDER"
+        )
+    sheet = contact_sheet(
+        cells,
+        labels=[photo.stem[:24] for photo in photos(session)],
+        cell_px=size_px,
+        title="As training sees them",
+    )
     with atomic_path(session.samples / "crops.png") as scratch:
         sheet.save(scratch)
     return session.samples / "crops.png"
@@ -85,7 +96,9 @@ def caption_photos(session: Session, instance_prompt: str, overwrite: bool = Fal
     for photo in photos(session):
         if overwrite or not captions.has_caption(session.captions, photo):
             captions.write_caption(session.captions, photo, captions.propose_caption(photo, instance_prompt))
-        prompts[photo.name] = captions.training_prompt(instance_prompt, captions.read_caption(session.captions, photo))
+        prompts[photo.name] = captions.training_prompt(
+            instance_prompt, captions.read_caption(session.captions, photo)
+        )
     return prompts
 
 
@@ -102,7 +115,9 @@ def recipe_for(base: ModelFiles, instance_prompt: str, class_prompt: str = "") -
     return replace(recipe, instance_prompt=instance_prompt, class_prompt=class_prompt)
 
 
-def planned(session: Session, recipe: Path | None = None, resume: bool = False, model: str | None = None) -> tuple[str, DreamBoothConfig]:
+def planned(
+    session: Session, recipe: Path | None = None, resume: bool = False, model: str | None = None
+) -> tuple[str, DreamBoothConfig]:
     """Base model and settings of the next run: those asked for, else those of the session's last run."""
     base = model or sessions.read_manifest(session).get("base_model")
     if not base:
@@ -111,14 +126,19 @@ def planned(session: Session, recipe: Path | None = None, resume: bool = False, 
             fix="add --model embedded (tiny, comes along, no download) or --model 1.5 (Stable Diffusion 1.5).",
         )
     if resume and not sessions.read_manifest(session).get("base_model"):
-        raise UserError(f"Session {session.name!r} has no run to resume.", fix=f"train it first: fastsd train {session.name} --model {base}")
+        raise UserError(
+            f"Session {session.name!r} has no run to resume.",
+            fix=f"train it first: fastsd train {session.name} --model {base}",
+        )
     source = recipe or session.recipe
     if not source.is_file():
         raise UserError(f"There is no recipe {source}.", fix="name a recipe.yaml, or leave --recipe out.")
     return base, load_config(DreamBoothConfig, source)
 
 
-def make_class_images(session: Session, base: ModelFiles, config: DreamBoothConfig, report: Report = silent) -> int:
+def make_class_images(
+    session: Session, base: ModelFiles, config: DreamBoothConfig, report: Report = silent
+) -> int:
     """Fill class_images/ with the base model's own pictures of the class; returns how many training will use.
 
     Pictures that the user put there count first. Ours carry the fingerprint of what made them in their names,
@@ -134,8 +154,15 @@ def make_class_images(session: Session, base: ModelFiles, config: DreamBoothConf
     return len(wanted)
 
 
-def train(session: Session, base: ModelFiles, config: DreamBoothConfig, *, report: Report = silent,
-          should_stop: Callable[[], bool] | None = None, resume: bool = True) -> Checkpoint:  # fmt: skip
+def train(
+    session: Session,
+    base: ModelFiles,
+    config: DreamBoothConfig,
+    *,
+    report: Report = silent,
+    should_stop: Callable[[], bool] | None = None,
+    resume: bool = True,
+) -> Checkpoint:
     """Train, or continue what the session already holds, or return the finished run of these very settings.
 
     `resume=False` starts over; checkpoints of the earlier run are replaced as the new one writes its own.
@@ -159,16 +186,41 @@ def train(session: Session, base: ModelFiles, config: DreamBoothConfig, *, repor
         return held
     save_config(config, session.recipe)
     sessions.set_facts(session, base_model=_base_name(base))
-    sessions.record(session, "training started" if held is None else "training resumed", run=run, from_step=held.step if held else 0)
+    sessions.record(
+        session,
+        "training started" if held is None else "training resumed",
+        run=run,
+        from_step=held.step if held else 0,
+    )
     parts = _load_parts(folder, device)
     cache = latents.load_or_encode(
-        session.path / "cache" / "latents.safetensors", parts.vae, base_print, training_set, config.resolution_px, config.flip, report
+        session.path / "cache" / "latents.safetensors",
+        parts.vae,
+        base_print,
+        training_set,
+        config.resolution_px,
+        config.flip,
+        report,
     )
     checkpoint = trainer.train(
-        parts, cache, training_set, config, run=run, checkpoints=session.checkpoints, logs=session.logs, device=device,
-        report=report, should_stop=should_stop, draw_samples=_sampler(session, config),
-    )  # fmt: skip
-    sessions.record(session, "training finished" if checkpoint.finished else "training stopped", run=run, step=checkpoint.step)
+        parts,
+        cache,
+        training_set,
+        config,
+        run=run,
+        checkpoints=session.checkpoints,
+        logs=session.logs,
+        device=device,
+        report=report,
+        should_stop=should_stop,
+        draw_samples=_sampler(session, config),
+    )
+    sessions.record(
+        session,
+        "training finished" if checkpoint.finished else "training stopped",
+        run=run,
+        step=checkpoint.step,
+    )
     return checkpoint
 
 
@@ -181,7 +233,13 @@ def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: R
     with tempfile.TemporaryDirectory(prefix="fastsd-export-") as scratch:
         folder = _assemble(_as_folder(session, base), checkpoint, Path(scratch) / session.name)
         recipe = read_json(checkpoint.path / "manifest.json")["config"]
-        made = export_single_file(folder, session.model_file, dtype="fp16", metadata={"fastsd.recipe": recipe, "fastsd.step": checkpoint.step}, report=report)
+        made = export_single_file(
+            folder,
+            session.model_file,
+            dtype="fp16",
+            metadata={"fastsd.recipe": recipe, "fastsd.step": checkpoint.step},
+            report=report,
+        )
     sessions.record(session, "exported", file=made.path.name, step=checkpoint.step)
     return made
 
@@ -192,11 +250,22 @@ def draw(model: ModelFiles, prompt: str, seeds: Iterable[int], **choices: object
     from fastsd_lib.generation.request import GenerationRequest
 
     engine = load_engine(model)
-    return [picture for seed in seeds for picture in engine.generate(GenerationRequest(prompt, seed=seed, **choices))]
+    return [
+        picture
+        for seed in seeds
+        for picture in engine.generate(GenerationRequest(prompt, seed=seed, **choices))
+    ]
 
 
-def compare(session: Session, base: ModelFiles, trained: ModelFiles, config: DreamBoothConfig,
-            prompts: Iterable[str] | None = None, seeds: Iterable[int] = (1, 2, 3, 4), report: Report = silent) -> Path:  # fmt: skip
+def compare(
+    session: Session,
+    base: ModelFiles,
+    trained: ModelFiles,
+    config: DreamBoothConfig,
+    prompts: Iterable[str] | None = None,
+    seeds: Iterable[int] = (1, 2, 3, 4),
+    report: Report = silent,
+) -> Path:
     """A grid with the same prompts and seeds before and after: samples/before_after.png."""
     from fastsd_lib.core.files import atomic_path
     from fastsd_lib.generation.engine import load_engine
@@ -206,9 +275,16 @@ def compare(session: Session, base: ModelFiles, trained: ModelFiles, config: Dre
     from fastsd_lib.images.load import open_photo
 
     seeds = list(seeds)
-    asked = list(prompts) if prompts is not None else [config.instance_prompt, *([config.class_prompt] if config.prior_preservation else [])]
+    asked = (
+        list(prompts)
+        if prompts is not None
+        else [config.instance_prompt, *([config.class_prompt] if config.prior_preservation else [])]
+    )
     crops = crop_photos(session)
-    cells = [crop_to(open_photo(photo), crops[photo.name], config.resolution_px) for photo in photos(session)[: len(seeds)]]
+    cells = [
+        crop_to(open_photo(photo), crops[photo.name], config.resolution_px)
+        for photo in photos(session)[: len(seeds)]
+    ]
     cells += [None] * (len(seeds) - len(cells))
     labels = ["your photos"]
     for when, model in (("before", base), ("after", trained)):
@@ -218,7 +294,13 @@ def compare(session: Session, base: ModelFiles, trained: ModelFiles, config: Dre
             cells += [engine.generate(GenerationRequest(prompt, seed=seed))[0].image for seed in seeds]
             labels.append(f"{when}: {prompt}")
         report(ProgressEvent(f"pictures {when}", len(asked), len(asked)))
-    sheet = contact_sheet(cells, row_labels=labels, columns=len(seeds), cell_px=max(160, min(256, config.resolution_px)), title=session.name)
+    sheet = contact_sheet(
+        cells,
+        row_labels=labels,
+        columns=len(seeds),
+        cell_px=max(160, min(256, config.resolution_px)),
+        title=session.name,
+    )
     with atomic_path(session.samples / "before_after.png") as scratch:
         sheet.save(scratch)
     return session.samples / "before_after.png"
@@ -233,7 +315,9 @@ def verify(session: Session) -> list[str]:
     for held in store.list_checkpoints(session.checkpoints):
         damage = store.find_damage(held.path)
         if damage:
-            lines.append(f"checkpoints/{held.path.name}: {damage} -> training passes it over; delete it to save space")
+            lines.append(
+                f"checkpoints/{held.path.name}: {damage} -> training passes it over; delete it to save space"
+            )
     return lines
 
 
@@ -245,7 +329,7 @@ def convert(source: Path, target: Path, dtype: str | None = None, report: Report
     found = identify(source).model_files
     if found.layout == "diffusers":
         return export_single_file(found, target, dtype=dtype, report=report)
-    return import_single_file(source, target, report=report)
+    return import_single_file(source, target, config_from=_configs_for(source), report=report)
 
 
 # ------------------------------------------------------------------ introductions between rooms
@@ -254,12 +338,23 @@ def convert(source: Path, target: Path, dtype: str | None = None, report: Report
 def _class_images(session: Session, base: ModelFiles, config: DreamBoothConfig) -> list[Path]:
     """The user's own class images, then as many of ours as are still needed, whether they exist yet or not."""
     given = [path for path in list_photos(session.class_images) if not path.name.startswith("class-")]
-    key = fingerprint([_model_fingerprint(_as_folder(session, base)), config.class_prompt, config.resolution_px, config.seed])[:8]
+    key = fingerprint(
+        [
+            _model_fingerprint(_as_folder(session, base)),
+            config.class_prompt,
+            config.resolution_px,
+            config.seed,
+        ]
+    )[:8]
     needed = max(0, config.class_images - len(given))
-    return given[: config.class_images] + [session.class_images / f"class-{key}-{number:04d}.png" for number in range(needed)]
+    return given[: config.class_images] + [
+        session.class_images / f"class-{key}-{number:04d}.png" for number in range(needed)
+    ]
 
 
-def _draw_class_images(session: Session, base: ModelFiles, config: DreamBoothConfig, missing: list[Path], report: Report) -> None:
+def _draw_class_images(
+    session: Session, base: ModelFiles, config: DreamBoothConfig, missing: list[Path], report: Report
+) -> None:
     from fastsd_lib.generation.engine import load_engine
     from fastsd_lib.generation.infotext import save_picture
     from fastsd_lib.generation.request import GenerationRequest
@@ -272,9 +367,12 @@ def _draw_class_images(session: Session, base: ModelFiles, config: DreamBoothCon
         numbers = [int(path.stem.rsplit("-", 1)[1]) for path in batch]
         for run in _consecutive(numbers):
             request = GenerationRequest(
-                config.class_prompt, seed=(config.seed + 100_000 + run[0]) % 2**32, count=len(run),
-                width_px=config.resolution_px, height_px=config.resolution_px,
-            )  # fmt: skip
+                config.class_prompt,
+                seed=(config.seed + 100_000 + run[0]) % 2**32,
+                count=len(run),
+                width_px=config.resolution_px,
+                height_px=config.resolution_px,
+            )
             for number, picture in zip(run, engine.generate(request), strict=True):
                 save_picture(picture, batch[numbers.index(number)])
         report(ProgressEvent("class images", start + len(batch), len(missing)))
@@ -295,7 +393,9 @@ def _training_set(session: Session, base: ModelFiles, config: DreamBoothConfig) 
     from fastsd_lib.training.training_set import TrainingSet
 
     crops, prompts = crop_photos(session), caption_photos(session, config.instance_prompt)
-    instances = tuple(InstanceImage(photo, prompts[photo.name], crops[photo.name]) for photo in photos(session))
+    instances = tuple(
+        InstanceImage(photo, prompts[photo.name], crops[photo.name]) for photo in photos(session)
+    )
     class_images = tuple(_class_images(session, base, config)) if config.prior_preservation else ()
     return TrainingSet(instances, class_images, config.class_prompt)
 
@@ -309,9 +409,18 @@ def _sampler(session: Session, config: DreamBoothConfig) -> Callable[[Parts, int
         from fastsd_lib.generation.request import GenerationRequest
 
         prompt = config.sample_prompt or config.instance_prompt
-        request = GenerationRequest(prompt, seed=config.seed, count=config.sample_count, width_px=config.resolution_px, height_px=config.resolution_px)
+        request = GenerationRequest(
+            prompt,
+            seed=config.seed,
+            count=config.sample_count,
+            width_px=config.resolution_px,
+            height_px=config.resolution_px,
+        )
         pictures = engine.draw(parts, request)
-        return tuple(save_picture(picture, session.samples / f"step_{step:06d}_{i + 1}.png") for i, picture in enumerate(pictures))
+        return tuple(
+            save_picture(picture, session.samples / f"step_{step:06d}_{i + 1}.png")
+            for i, picture in enumerate(pictures)
+        )
 
     return draw_samples
 
@@ -334,7 +443,14 @@ def _as_folder(session: Session, base: ModelFiles) -> ModelFiles:
     folder = session.path / "cache" / f"base-{fingerprint([str(base.path), stat.st_size, stat.st_mtime_ns])}"
     if (folder / "model_index.json").is_file():
         return ModelFiles(base.family, "diffusers", folder)
-    return import_single_file(base.path, folder)
+    return import_single_file(base.path, folder, config_from=_configs_for(base.path))
+
+
+def _configs_for(file: Path) -> Path | None:
+    """Where a single file's configs come from: itself, else those of stock Stable Diffusion 1.5."""
+    from fastsd_lib.formats.single_file import carries_configs
+
+    return None if carries_configs(file) else registry.stock_configs()
 
 
 def _assemble(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFiles:
@@ -347,9 +463,20 @@ def _assemble(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFi
 
     def unwanted(directory: str, names: list[str]) -> set[str]:
         replaced = Path(directory).name in trained
-        return {name for name in names if name.endswith((".md", ".bin")) or name == "judge.safetensors" or (replaced and "safetensors" in name)}
+        return {
+            name
+            for name in names
+            if name.endswith((".md", ".bin"))
+            or name == "judge.safetensors"
+            or (replaced and "safetensors" in name)
+        }
 
-    shutil.copytree(base.path, folder, ignore=unwanted, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
+    shutil.copytree(
+        base.path,
+        folder,
+        ignore=unwanted,
+        copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()),
+    )
     for part in trained:
         weights = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
         (folder / part / weights).symlink_to((checkpoint.path / f"{part}.safetensors").resolve())
@@ -370,14 +497,19 @@ def _model_fingerprint(model: ModelFiles) -> str:
         with path.open("rb") as handle:
             head = handle.read(1 << 20)
             handle.seek(max(0, size - (1 << 20)))
-            rows.append([str(path.relative_to(model.path)), size, hashlib.sha256(head + handle.read()).hexdigest()])
+            rows.append(
+                [str(path.relative_to(model.path)), size, hashlib.sha256(head + handle.read()).hexdigest()]
+            )
     return fingerprint(rows)
 
 
 def _refuse_conflicts(config: DreamBoothConfig) -> None:
     problems = config.conflicts()
     if problems:
-        raise UserError("These settings do not go together: " + "; ".join(problems) + ".", fix="change them in the recipe and start again.")
+        raise UserError(
+            "These settings do not go together: " + "; ".join(problems) + ".",
+            fix="change them in the recipe and start again.",
+        )
 
 
 def _device() -> str:
@@ -387,6 +519,22 @@ def _device() -> str:
 
 
 __all__ = [
-    "add_photos", "base_model", "caption_photos", "compare", "convert", "crop_photos", "draw", "export", "make_class_images",
-    "open_session", "photos", "planned", "preview_crops", "recipe_for", "sample_photos", "sample_subject", "train", "verify",
-]  # fmt: skip
+    "add_photos",
+    "base_model",
+    "caption_photos",
+    "compare",
+    "convert",
+    "crop_photos",
+    "draw",
+    "export",
+    "make_class_images",
+    "open_session",
+    "photos",
+    "planned",
+    "preview_crops",
+    "recipe_for",
+    "sample_photos",
+    "sample_subject",
+    "train",
+    "verify",
+]

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Regions of the photograph, 451 x 300 pixels: the user's "photos", and those held back to compare with.
-CAT_PHOTOS = ((20, 0, 420, 300), (60, 0, 360, 300), (100, 20, 380, 300), (40, 30, 320, 290), (110, 60, 370, 290), (80, 0, 400, 270))
+CAT_PHOTOS = (
+    (20, 0, 420, 300),
+    (60, 0, 360, 300),
+    (100, 20, 380, 300),
+    (40, 30, 320, 290),
+    (110, 60, 370, 290),
+    (80, 0, 400, 270),
+)
 CAT_HELD_BACK = ((30, 10, 320, 300), (90, 40, 350, 300), (70, 20, 330, 280), (120, 30, 380, 290))
 
 
@@ -33,7 +40,9 @@ class SampleSubject:
 
 SUBJECTS = {
     "monster": SampleSubject(
-        "a photo of sks monster", "a photo of a monster", {"subject": "monster", "colour": "purple", "eyes": "1", "headgear": "antennae"}
+        "a photo of sks monster",
+        "a photo of a monster",
+        {"subject": "monster", "colour": "purple", "eyes": "1", "headgear": "antennae"},
     ),
     "cat": SampleSubject("a photo of sks cat", "a photo of a cat", {}),
 }

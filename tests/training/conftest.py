@@ -22,9 +22,19 @@ from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.training.training_set import TrainingSet
 
 CONFIG = DreamBoothConfig(
-    "photo of sks cat", "photo of a cat", class_images=3, resolution_px=64, text_encoder_steps=4, unet_steps=5, batch_size=2,
-    unet_learning_rate=1e-3, text_encoder_learning_rate=1e-3, save_every_steps=3, sample_every_steps=0, flip=True,
-)  # fmt: skip
+    "photo of sks cat",
+    "photo of a cat",
+    class_images=3,
+    resolution_px=64,
+    text_encoder_steps=4,
+    unet_steps=5,
+    batch_size=2,
+    unet_learning_rate=1e-3,
+    text_encoder_learning_rate=1e-3,
+    save_every_steps=3,
+    sample_every_steps=0,
+    flip=True,
+)
 
 
 @dataclass
@@ -37,13 +47,21 @@ class Job:
     folder: Path
     config: DreamBoothConfig = CONFIG
 
-    def run(self, name: str = "run", should_stop: Callable[[], bool] | None = None, **changes: Any) -> tuple[Checkpoint, Parts]:
+    def run(
+        self, name: str = "run", should_stop: Callable[[], bool] | None = None, **changes: Any
+    ) -> tuple[Checkpoint, Parts]:
         config = replace(self.config, **changes)
         parts = copy.deepcopy(self.parts)
         done = trainer.train(
-            parts, self.cache, self.training_set, config, run=trainer.run_fingerprint("base", self.training_set, config),
-            checkpoints=self.folder / name / "checkpoints", logs=self.folder / name / "logs", should_stop=should_stop,
-        )  # fmt: skip
+            parts,
+            self.cache,
+            self.training_set,
+            config,
+            run=trainer.run_fingerprint("base", self.training_set, config),
+            checkpoints=self.folder / name / "checkpoints",
+            logs=self.folder / name / "logs",
+            should_stop=should_stop,
+        )
         return done, parts
 
 
@@ -64,7 +82,10 @@ def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
         ImageDraw.Draw(picture).ellipse((20 + number, 10, 60 + number, 50), fill=(250, 200, 20 * number))
         paths.append(folder / f"{number}.png")
         picture.save(paths[-1])
-    instances = tuple(InstanceImage(path, f"photo of sks cat, {path.stem}", find_crop(open_photo(path))) for path in paths[:3])
+    instances = tuple(
+        InstanceImage(path, f"photo of sks cat, {path.stem}", find_crop(open_photo(path)))
+        for path in paths[:3]
+    )
     return TrainingSet(instances, tuple(paths[3:]), "photo of a cat")
 
 

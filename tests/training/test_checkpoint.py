@@ -11,7 +11,14 @@ def _save(folder, step, run="r" * 16, seed=0, optimizer=None):
     torch.manual_seed(seed)
     module = torch.nn.Linear(4, 4)
     return module, store.save_checkpoint(
-        folder, step=step, total_steps=9, stage="U-Net", run=run, modules={"unet": module}, optimizer=optimizer, extra={"config": {}}
+        folder,
+        step=step,
+        total_steps=9,
+        stage="U-Net",
+        run=run,
+        modules={"unet": module},
+        optimizer=optimizer,
+        extra={"config": {}},
     )
 
 
@@ -22,15 +29,19 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path):
         module(torch.randn(2, 4)).square().sum().backward()
         optimizer.step()
     saved = store.save_checkpoint(
-        tmp_path, step=3, total_steps=9, stage="U-Net", run="a", modules={"unet": module}, optimizer=optimizer, extra={}
+        tmp_path,
+        step=3,
+        total_steps=9,
+        stage="U-Net",
+        run="a",
+        modules={"unet": module},
+        optimizer=optimizer,
+        extra={},
     )
     other = torch.nn.Linear(4, 4)
     again = torch.optim.AdamW(other.parameters(), lr=1e-2, fused=True)
     store.load_weights(saved, "unet", other)
     store.load_optimizer(saved, again)
-    for one, two in ((module, optimizer), (other, again)):
-        torch.manual_seed(5)
-        one(torch.randn(2, 4)).square().sum().backward() if one is other else None
     before, after = optimizer.state_dict()["state"], again.state_dict()["state"]
     assert all(torch.equal(before[i][key], after[i][key]) for i in before for key in before[i])
     assert torch.equal(module.weight, other.weight)
@@ -50,7 +61,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_the_reason(tmp_path, da
     found, rejected = store.newest_intact(tmp_path, "r" * 16)
     assert found.step == 3
     # A broken seal makes it no checkpoint at all; any other damage is named.
-    assert rejected == ([] if damage == "manifest" else [f"step_000006: unet.safetensors is {'missing' if damage == 'remove' else 'damaged'}"])
+    assert rejected == (
+        []
+        if damage == "manifest"
+        else [f"step_000006: unet.safetensors is {'missing' if damage == 'remove' else 'damaged'}"]
+    )
 
 
 def test_a_save_that_fails_leaves_the_older_checkpoint_and_nothing_else(tmp_path, monkeypatch):
@@ -61,7 +76,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint_and_nothing_else(tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store, "write_json", full)
-    with pytest.raises(UserError, match="step 6 could not be written.*No space left") as caught:
+    with pytest.raises(UserError, match=r"step 6 could not be written.*No space left") as caught:
         _save(tmp_path, 6)
     assert "--resume" in caught.value.fix
     monkeypatch.setattr(store, "write_json", real)

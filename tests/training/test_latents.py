@@ -21,13 +21,17 @@ def test_samples_have_the_posterior_s_mean_and_deviation(training_parts, trainin
     torch.testing.assert_close(drawn.std(0), cache.deviation[2, 0] * 0.5, atol=0.1, rtol=0.2)
 
 
-def test_the_cache_is_read_back_for_the_same_pictures_and_made_anew_for_others_or_when_damaged(training_parts, training_set, tmp_path):
+def test_the_cache_is_read_back_for_the_same_pictures_and_made_anew_for_others_or_when_damaged(
+    training_parts, training_set, tmp_path
+):
     file = tmp_path / "cache" / "latents.safetensors"
     said = []
 
     def load(vae_fingerprint: str, px: int = 64) -> latents.LatentCache:
         said.clear()
-        return latents.load_or_encode(file, training_parts.vae, vae_fingerprint, training_set, px, False, said.append)
+        return latents.load_or_encode(
+            file, training_parts.vae, vae_fingerprint, training_set, px, False, said.append
+        )
 
     made = load("vae 1")
     assert len(said) > 1

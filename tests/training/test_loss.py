@@ -13,9 +13,18 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_and_target_equal_those_of_diffusers(prediction_type):
-    ours, theirs = NoiseScheduler({**SD, "prediction_type": prediction_type}), DDPMScheduler(**SD, prediction_type=prediction_type)
-    latents, noise, timesteps = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
-    torch.testing.assert_close(ours.add_noise(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps))
+    ours, theirs = (
+        NoiseScheduler({**SD, "prediction_type": prediction_type}),
+        DDPMScheduler(**SD, prediction_type=prediction_type),
+    )
+    latents, noise, timesteps = (
+        torch.randn(4, 4, 8, 8),
+        torch.randn(4, 4, 8, 8),
+        torch.tensor([0, 10, 500, 999]),
+    )
+    torch.testing.assert_close(
+        ours.add_noise(latents, noise, timesteps), theirs.add_noise(latents, noise, timesteps)
+    )
     wanted = noise if prediction_type == "epsilon" else theirs.get_velocity(latents, noise, timesteps)
     torch.testing.assert_close(ours.target(latents, noise, timesteps), wanted)
 
@@ -36,7 +45,9 @@ def test_prior_preservation_adds_the_weighted_error_of_the_class_half():
     target[:2], target[2:] = 2.0, 3.0
     weights = torch.tensor([1.0, 0.5, 1.0, 1.0])  # every picture keeps its own weight
     assert dreambooth_loss(predicted, target, weights, config).item() == pytest.approx((4 + 2) / 2 + 0.5 * 9)
-    assert dreambooth_loss(predicted, target, weights, DreamBoothConfig("a")).item() == pytest.approx((4 + 2 + 9 + 9) / 4)
+    assert dreambooth_loss(predicted, target, weights, DreamBoothConfig("a")).item() == pytest.approx(
+        (4 + 2 + 9 + 9) / 4
+    )
 
 
 def test_offset_noise_shifts_whole_channels_by_the_asked_deviation():
@@ -49,7 +60,13 @@ def test_offset_noise_shifts_whole_channels_by_the_asked_deviation():
 
 
 def test_learning_rate_warms_up_and_then_follows_its_schedule():
-    assert [learning_rate_factor("constant", step, 10, 3) for step in (0, 1, 2, 3, 9)] == [0.25, 0.5, 0.75, 1, 1]
+    assert [learning_rate_factor("constant", step, 10, 3) for step in (0, 1, 2, 3, 9)] == [
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+    ]
     assert learning_rate_factor("linear", 5, 10, 0) == pytest.approx(0.5)
     assert learning_rate_factor("cosine", 5, 10, 0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 

@@ -11,7 +11,11 @@ from fastsd_lib.training import trainer
 
 
 def _weights(parts):
-    return {f"{name}.{key}": value for name in ("unet", "text_encoder", "vae") for key, value in getattr(parts, name).state_dict().items()}
+    return {
+        f"{name}.{key}": value
+        for name in ("unet", "text_encoder", "vae")
+        for key, value in getattr(parts, name).state_dict().items()
+    }
 
 
 def _changed(before, after):
@@ -34,14 +38,21 @@ def test_the_first_stage_changes_the_text_encoder_alone_and_the_second_the_unet_
 
 def test_training_lowers_the_loss_on_what_it_has_seen(job):
     job.run(text_encoder_steps=0, unet_steps=40, unet_learning_rate=2e-3, save_every_steps=0)
-    losses = [json.loads(line)["loss"] for line in (job.folder / "run/logs/metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (job.folder / "run/logs/metrics.jsonl").read_text().splitlines()
+    ]
     assert len(losses) == 40
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])  # within, and at the end of, both stages
-@pytest.mark.parametrize("changes", [{}, {"class_prompt": "", "gradient_accumulation": 2, "min_snr_gamma": 5.0, "offset_noise": 0.1}])
-def test_a_run_stopped_anywhere_and_resumed_ends_with_the_very_weights_of_one_never_stopped(job, stop, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"class_prompt": "", "gradient_accumulation": 2, "min_snr_gamma": 5.0, "offset_noise": 0.1}],
+)
+def test_a_run_stopped_anywhere_and_resumed_ends_with_the_very_weights_of_one_never_stopped(
+    job, stop, changes
+):
     whole, expected = job.run("whole", **changes)
     stopped, _ = job.run("parts", should_stop=_stop_after(stop), **changes)
     assert (stopped.step, stopped.finished) == (stop, False)
@@ -68,9 +79,17 @@ def test_other_settings_start_their_own_run_and_bookkeeping_settings_do_not(job)
     base = trainer.run_fingerprint("base", job.training_set, job.config)
     from dataclasses import replace
 
-    assert trainer.run_fingerprint("base", job.training_set, replace(job.config, unet_learning_rate=1e-5)) != base
+    assert (
+        trainer.run_fingerprint("base", job.training_set, replace(job.config, unet_learning_rate=1e-5))
+        != base
+    )
     assert trainer.run_fingerprint("other base", job.training_set, job.config) != base
-    assert trainer.run_fingerprint("base", job.training_set, replace(job.config, save_every_steps=7, sample_count=1)) == base
+    assert (
+        trainer.run_fingerprint(
+            "base", job.training_set, replace(job.config, save_every_steps=7, sample_count=1)
+        )
+        == base
+    )
 
 
 def test_ctrl_c_saves_the_running_step_and_stops(job):
@@ -105,13 +124,17 @@ def test_accumulating_two_halves_gives_the_gradient_of_the_whole_batch(job):
 
     def make(accumulation):
         one = replace(config, gradient_accumulation=accumulation)
-        return trainer._Trainer(parts, job.cache, job.training_set, one, "r", job.folder, 1, "cpu", None, None, None, None)
+        return trainer._Trainer(
+            parts, job.cache, job.training_set, one, "r", job.folder, 1, "cpu", None, None, None, None
+        )
 
     twin, accumulating = make(1), make(2)
     states = twin._cached_states()
     parts.unet.requires_grad_(True)
     try:
-        wanted = torch.autograd.grad((twin._loss(stage, 0, states) + twin._loss(stage, 1, states)) / 2, list(parts.unet.parameters()))
+        wanted = torch.autograd.grad(
+            (twin._loss(stage, 0, states) + twin._loss(stage, 1, states)) / 2, list(parts.unet.parameters())
+        )
         accumulating._accumulate(stage, 0, states, torch.amp.GradScaler("cpu", enabled=False))
         for parameter, gradient in zip(parts.unet.parameters(), wanted, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)

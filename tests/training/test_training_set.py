@@ -37,9 +37,14 @@ def test_pixels_are_square_upright_and_in_range(training_set):
 def test_the_fingerprint_changes_with_a_prompt_a_crop_and_a_picture(training_set, tmp_path):
     first = training_set.instances[0]
     other_prompt = replace(first, prompt="another")
-    other_crop = replace(first, crop=replace(first.crop, left=first.crop.left + 1, right=first.crop.right + 1))
+    other_crop = replace(
+        first, crop=replace(first.crop, left=first.crop.left + 1, right=first.crop.right + 1)
+    )
     other_picture = replace(first, path=training_set.instances[1].path)
-    prints = {replace(training_set, instances=(one, *training_set.instances[1:])).fingerprint for one in (first, other_prompt, other_crop, other_picture)}
+    prints = {
+        replace(training_set, instances=(one, *training_set.instances[1:])).fingerprint
+        for one in (first, other_prompt, other_crop, other_picture)
+    }
     assert len(prints) == 4
 
 
