@@ -15,12 +15,13 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import write_text
 from fastsd_lib.core.text import escaped
 
+_FIX_YAML = "write one `name: value` on each line."
 MAX_BYTES = 64 * 1024  # a recipe is a page of text; more is a mistake or an attack
 Config = TypeVar("Config")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
@@ -45,7 +46,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "the settings") -> Config:
-    """The dataclass `cls` from a mapping of field names; raises one UserError that lists all that is wrong."""
+    """The dataclass `cls` from a mapping of field names; or one UserError that lists all that is wrong."""
     if not isinstance(values, Mapping):
         raise UserError(
             f"{where} must be `name: value` lines, found {_shown(values)}.",
@@ -129,20 +130,18 @@ def _parse_yaml(text: str, where: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=_strict_loader())  # noqa: S506 - a SafeLoader with fewer types
+        return yaml.load(text, Loader=_strict_loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(
             f"{where} is not valid YAML{place}: {escaped(problem)}.",
-            fix="write one `name: value` on each line.",
+            fix=_FIX_YAML,
         ) from None
     except (RecursionError, ValueError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise UserError(
-            f"{where} cannot be read: {escaped(reason)}.", fix="write one `name: value` on each line."
-        ) from None
+        raise UserError(f"{where} cannot be read: {escaped(reason)}.", fix=_FIX_YAML) from None
 
 
 def _strict_loader() -> type:
@@ -151,7 +150,7 @@ def _strict_loader() -> type:
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
-        yaml_implicit_resolvers: dict = {}  # its own, far smaller set
+        yaml_implicit_resolvers: ClassVar[dict] = {}  # its own, far smaller set
 
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):
@@ -172,7 +171,8 @@ def _strict_loader() -> type:
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
-    number = r"^[-+]?(?:\d[\d_]*\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    exponent, special = r"[eE][-+]?\d+", r"\.(?:inf|Inf|INF|nan|NaN|NAN)"
+    number = rf"^[-+]?(?:(?:\d[\d_]*\.\d*|\.\d+)(?:{exponent})?|\d[\d_]*{exponent}|{special})$"
     add = StrictLoader.add_implicit_resolver
     add("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
     add("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))

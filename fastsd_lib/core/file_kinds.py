@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 HEAD_BYTES = 512
+UNKNOWN = "file of an unknown kind"
 JUNK_NAMES = {"thumbs.db", "desktop.ini", "__macosx", ".ds_store", ".ipynb_checkpoints", "ehthumbs.db"}
 
 PICTURE_KINDS = {
@@ -48,7 +49,7 @@ _STARTS = (
 
 
 def kind_of(head: bytes) -> str:
-    """The kind of a file from its first `HEAD_BYTES` bytes: "JPEG", "web page", "text", "unknown data".
+    """The kind of a file from its first `HEAD_BYTES` bytes: "JPEG", "web page", "text file".
 
     Pictures yield one of `PICTURE_KINDS`. An empty `head` is an "empty file".
     """
@@ -58,7 +59,7 @@ def kind_of(head: bytes) -> str:
         if head.startswith(start):
             return kind
     if head[:4] == b"RIFF":
-        return {b"WEBP": "WebP", b"WAVE": "WAV sound", b"AVI ": "AVI video"}.get(head[8:12], "RIFF data")
+        return {b"WEBP": "WebP", b"WAVE": "WAV sound", b"AVI ": "AVI video"}.get(head[8:12], UNKNOWN)
     if head[4:8] == b"ftyp":
         return _iso_media_kind(head)
     if head[:2] == b"BM" and len(head) > 14 and head[14] in (12, 40, 52, 56, 64, 108, 124):
@@ -66,6 +67,13 @@ def kind_of(head: bytes) -> str:
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
         return "PPM"
     return _text_kind(head)
+
+
+def with_article(kind: str) -> str:
+    """ "a JPEG", "an MP4 video": a kind inside a sentence."""
+    letters = kind.split()[0]
+    spelled = letters.isupper() and letters[0] in "AEFHILMNORSX" and letters not in {"RAR", "RIFF"}
+    return f"{'an' if spelled or kind[0] in 'aeiouO' else 'a'} {kind}"
 
 
 def kind_of_file(path: Path) -> str:
@@ -121,6 +129,6 @@ def _text_kind(head: bytes) -> str:
     if start.startswith(b"<svg") or (start.startswith(b"<?xml") and b"<svg" in start):
         return "SVG drawing"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "text"
+        return "text file"
     controls = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
-    return "text" if controls == 0 and b"\x7f" not in head else "unknown data"
+    return "text file" if controls == 0 and b"\x7f" not in head else UNKNOWN

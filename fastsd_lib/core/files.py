@@ -68,7 +68,8 @@ def read_json(path: Path) -> Any:
             fix="restore the file from a backup, or delete it to start afresh.",
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file.", fix="restore it from a backup, or delete it.") from None
+        fix = "restore it from a backup, or delete it."
+        raise UserError(f"{path} is not a text file.", fix=fix) from None
 
 
 def sha256_file(path: Path) -> str:
@@ -87,7 +88,7 @@ def fingerprint(value: Any) -> str:
 
 @contextmanager
 def plain_disk_errors(doing: str) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their like into a UserError; `doing` is "create the session"."""
+    """A full disk, a read-only folder and their like become a UserError; `doing`: "create the session"."""
     try:
         yield
     except OSError as error:

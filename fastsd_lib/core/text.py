@@ -26,7 +26,7 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` for a message: readable letters of any script stay, whatever steers a terminal is spelled out."""
+    """`text` for a message: readable letters of any script stay, what steers a terminal is spelled out."""
     return "".join(
         character.encode("unicode_escape").decode("ascii") if _is_invisible(text, at) else character
         for at, character in enumerate(text)

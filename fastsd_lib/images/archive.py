@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from fastsd_lib.core.file_kinds import kind_of_file
+from fastsd_lib.core.file_kinds import kind_of_file, with_article
 from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.text import escaped
 from fastsd_lib.images.load import PhotoError
@@ -26,14 +26,16 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     kind = kind_of_file(path)
     if kind != "zip archive":
         raise PhotoError(
-            "not_a_zip", f"{escaped(path.name)} is not a zip: it is a {kind}.", "make a zip of it."
+            "not_a_zip",
+            f"{escaped(path.name)} is not a zip: it is {with_article(kind)}.",
+            "make a zip of it.",
         )
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         raise PhotoError(
             "damaged_zip",
-            f"{escaped(path.name)} is damaged or cut short: {escaped(str(error))}.",
+            f"{escaped(path.name)} is damaged or cut short.",
             "copy it again.",
         ) from None
     with archive:
@@ -79,12 +81,12 @@ def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, into: Path) -> None
         raise PhotoError(
             "damaged", f"{name} is damaged in its zip: {reason}.", "make the zip again."
         ) from None
-    except Exception as error:
+    except Exception as error:  # each codec has an error class of its own
         if type(error).__module__ not in {
             "zlib",
             "lzma",
             "_lzma",
             "bz2",
-        }:  # each codec has an error of its own
+        }:
             raise
         raise PhotoError("damaged", f"{name} is damaged in its zip.", "make the zip again.") from None

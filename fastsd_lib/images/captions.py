@@ -43,8 +43,8 @@ _COUNTERS = re.compile(
 def caption_from_filename(stem: str) -> str:
     """The words that a person put into a file name; "" when a camera, phone or program named it.
 
-    In this order: the mark of a name twin goes; counters at the end go (`(1)`, `_02`, `-3`, ` 007`, ` - Copy`);
-    `_` is a space, and so is `-` in a name of at least three words that has no other space (the older
+    In this order: the mark of a name twin goes; counters at the end go (`(1)`, `_02`, `-3`, ` 007`,
+    ` - Copy`); `_` is a space, and so is `-` in a name of at least three words that has no other space (the older
     notebooks wrote them so); machine names yield "" (`IMG_1234`, `DSC00012`, `PXL_20240131_...`,
     `WhatsApp Image ...`, screenshots, dates, hashes). Digits inside a word stay: `mafk4`.
 
@@ -67,7 +67,7 @@ def caption_from_filename(stem: str) -> str:
 
 
 def propose_caption(photo: Path, instance_prompt: str) -> str:
-    """A caption offered for `photo` without any model: its file name, unless the prompt says all of it already."""
+    """A caption without any model: the file name, unless the instance prompt says all of it already."""
     caption = caption_from_filename(photo.stem)
     said = set(_words(instance_prompt))
     return "" if all(word in said for word in _words(caption)) else caption
@@ -113,7 +113,7 @@ def write_caption(captions_dir: Path, photo: Path, text: str) -> str:
 
 
 def load_text(path: Path) -> tuple[str, str]:
-    """(caption, warning) of a text file in UTF-8 or UTF-16, with or without BOM. Raises UserError over 64 kB."""
+    """(caption, warning) of a text file in UTF-8 or UTF-16, BOM or not. UserError over 64 kB."""
     with path.open("rb") as handle:
         data = handle.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -177,7 +177,7 @@ def replace_in_captions(
 def add_to_captions(
     captions_dir: Path, photos: Iterable[Path], prefix: str = "", suffix: str = ""
 ) -> dict[str, tuple[str, str]]:
-    """`prefix` and `suffix` put around every caption, once; returns what changed, photo name -> (before, after)."""
+    """`prefix` and `suffix` put around every caption, once; returns photo name -> (before, after)."""
 
     def edit(caption: str) -> str:
         before = "" if caption.startswith(prefix) else prefix

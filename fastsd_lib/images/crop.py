@@ -1,8 +1,8 @@
 """Smart crop: the square of a photo that keeps its subject.
 
-The largest square that fits is slid along the longer side to where it holds most of what matters: faces when
-there are any, else what stands out (saliency) and what has detail (corners, entropy), else the centre. Nothing
-is cut from the stored photo; the box lies in `crops.json` and is applied when training reads the photo.
+The largest square that fits is slid along the longer side to where it holds most of what matters: faces
+when there are any, else what stands out (saliency) and has detail (corners, entropy), else the centre.
+Nothing is cut from the stored photo: the box lies in `crops.json` and is applied when training reads it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find_crop(image: Image.Image, ways: Iterable[str] = ("face", "saliency", "de
 
 
 def crop_to(image: Image.Image, box: CropBox, size_px: int) -> Image.Image:
-    """The part of `image` inside `box` as a square of exactly `size_px`; `enlargement` says if it is blown up.
+    """The part of `image` inside `box` as a square of exactly `size_px`; see `enlargement` for blow-ups.
 
     Raises UserError when the box is not inside the picture.
     """
@@ -116,7 +116,7 @@ def load_crops(file: Path, photos: Iterable[Path]) -> dict[str, CropBox]:
 
 
 def save_crops(file: Path, crops: Mapping[Path, CropBox]) -> None:
-    """Add boxes by photo. A box set by hand is replaced only by another set by hand, while its photo is the same."""
+    """Add boxes by photo. A box set by hand gives way only to another one, while its photo is the same."""
     stored = _read(file)
     for photo, box in crops.items():
         fingerprint = _fingerprint(photo)
@@ -130,7 +130,7 @@ def save_crops(file: Path, crops: Mapping[Path, CropBox]) -> None:
 def crop_photos(
     file: Path, photos: Iterable[Path], report: Report = silent, again: bool = False
 ) -> dict[str, CropBox]:
-    """Photo name -> box for all `photos`: known boxes come from `file`, the others are found and stored there.
+    """Photo name -> box for all `photos`: known ones come from `file`, the others are found and stored there.
 
     With `again`, all but those set by hand are found anew.
     """
@@ -289,7 +289,7 @@ def _best_start(size: tuple[int, int], importance: np.ndarray) -> int:
 
 
 def saliency_map(image: Image.Image) -> np.ndarray | None:
-    """(H, W), sum 1: colours unlike the rest, and spots that break the picture's pattern; None for a flat picture.
+    """(H, W) >= 0: colours unlike the rest, and spots that break the pattern; None for a flat picture.
 
     Frequency-tuned saliency (Achanta et al., 2009) joined by the spectral residual (Hou and Zhang, 2007).
     """
@@ -307,7 +307,7 @@ def saliency_map(image: Image.Image) -> np.ndarray | None:
 
 
 def detail_map(image: Image.Image) -> np.ndarray | None:
-    """(H, W), sum 1: corners (Shi and Tomasi, 1994) and local entropy; None for a picture without edges."""
+    """(H, W) >= 0: corners (Shi and Tomasi, 1994) and local entropy; None for a picture without edges."""
     grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
     down, across = np.gradient(grey)
     if np.hypot(down, across).max() < 0.02:
@@ -321,7 +321,7 @@ def detail_map(image: Image.Image) -> np.ndarray | None:
 
 
 def _opponent_colours(image: Image.Image) -> np.ndarray:
-    """(H, W, 3): lightness, red-green, yellow-blue, each about in [-1, 1]; close enough to Lab for contrasts."""
+    """(H, W, 3): lightness, red-green, yellow-blue, in [-1, 1]; near enough to Lab for contrasts."""
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.float64) / 255, 2, 0)
     return np.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], axis=2)
 

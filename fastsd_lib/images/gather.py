@@ -50,7 +50,7 @@ class Gathered:
 def gather(
     sources: Iterable[Path], *, recursive: bool, scratch: Path, keep_out: Path, stack: ExitStack
 ) -> Gathered:
-    """What `sources` hold, in a fixed order. Zips stay open on `stack` and unpack one photo at a time to `scratch`.
+    """What `sources` hold, in a fixed order. Zips stay open on `stack`; each photo unpacks to `scratch` alone.
 
     `keep_out` is the folder that is being filled: it is no source. UserError for a source that is not there.
     """

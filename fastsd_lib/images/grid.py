@@ -30,9 +30,9 @@ def contact_sheet(
 ) -> Image.Image:
     """One RGB page with all `images`, row by row, each whole in a square cell of `cell_px`; None leaves a cell empty.
 
-    `labels` stand under the pictures, `row_labels` left of the rows, `column_labels` over the columns. Pictures
-    smaller than a cell are blown up: smoothly, or with visible `pixels`. `columns` None chooses a page about as
-    wide as high. Raises UserError without images.
+    `labels` stand under the pictures, `row_labels` left of the rows, `column_labels` over the columns.
+    Pictures smaller than a cell are blown up: smoothly, or with visible `pixels`. `columns` None chooses a
+    page about as wide as high. Raises UserError without images.
     """
     if not images:
         raise UserError(

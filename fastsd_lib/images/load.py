@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.file_kinds import HEAD_BYTES, PICTURE_KINDS, kind_of
+from fastsd_lib.core.file_kinds import HEAD_BYTES, PICTURE_KINDS, UNKNOWN, kind_of, with_article
 from fastsd_lib.core.text import escaped
 
 WHITE = (255, 255, 255)
@@ -36,6 +36,9 @@ class PhotoLimits:
     max_pixels: int = 64_000_000
 
 
+DEFAULT_LIMITS = PhotoLimits()
+
+
 @dataclass(frozen=True)
 class Photo:
     """An upright RGB picture without metadata, and what had to be done to get it."""
@@ -57,7 +60,7 @@ def open_photo(path: Path, background: tuple[int, int, int] = WHITE) -> Image.Im
 def read_photo(
     path: Path,
     background: tuple[int, int, int] = WHITE,
-    limits: PhotoLimits = PhotoLimits(),
+    limits: PhotoLimits = DEFAULT_LIMITS,
     max_side_px: int | None = None,
 ) -> Photo:
     """Open one photo by its content, not by its name; the original is only read.
@@ -94,9 +97,7 @@ def read_photo(
         except Image.DecompressionBombError:
             raise _too_many_pixels("more than 178", limits, path) from None
         except UnidentifiedImageError:
-            raise PhotoError(
-                "damaged", f"{_shown(path)} begins like a {kind} but is not one.", _FIX_DAMAGED
-            ) from None
+            raise _not_readable(path, kind) from None
         except MemoryError:
             raise PhotoError(
                 "too_large", f"{_shown(path)} does not fit into memory.", "make it smaller first."
@@ -139,8 +140,10 @@ def photo_kind(path: Path) -> str:
     if kind == "empty file":
         raise PhotoError("empty", f"{_shown(path)} is an empty file (0 bytes).", "copy or download it again.")
     # Pillow knows formats that have no signature of their own, such as TGA; it may try on unknown data.
-    if kind not in PICTURE_KINDS and kind != "unknown data":
-        raise PhotoError("not_a_picture", f"{_shown(path)} is not a photo: it is a {kind}.", _FIX_KIND)
+    if kind not in PICTURE_KINDS and kind != UNKNOWN:
+        raise PhotoError(
+            "not_a_picture", f"{_shown(path)} is not a photo: it is {with_article(kind)}.", _FIX_KIND
+        )
     return kind
 
 
@@ -204,7 +207,16 @@ def _damaged(path: Path, kind: str, error: Exception) -> PhotoError:
             "unreadable", f"{_shown(path)} cannot be read: permission denied.", "check its permissions."
         )
     reason = escaped(str(error).splitlines()[0][:100]) if str(error) else type(error).__name__
-    return PhotoError("damaged", f"{_shown(path)} is a damaged {kind}: {reason}.", _FIX_DAMAGED)
+    return PhotoError("damaged", f"{_shown(path)} is damaged ({kind}): {reason}.", _FIX_DAMAGED)
+
+
+def _not_readable(path: Path, kind: str) -> PhotoError:
+    if kind == UNKNOWN:
+        return PhotoError(
+            "not_a_picture", f"{_shown(path)} is not a photo: it is {with_article(kind)}.", _FIX_KIND
+        )
+    message = f"{_shown(path)} begins like {with_article(kind)} but cannot be read as one."
+    return PhotoError("damaged", message, _FIX_DAMAGED)
 
 
 def _several(kind: str) -> str:

@@ -26,7 +26,7 @@ from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped, safe_stem, same_name
 from fastsd_lib.images.captions import MAX_BYTES, decode_caption, has_caption, write_caption
 from fastsd_lib.images.gather import FoundPhoto, FoundText, gather, text_key
-from fastsd_lib.images.load import Photo, PhotoError, PhotoLimits, photo_kind, read_photo
+from fastsd_lib.images.load import DEFAULT_LIMITS, Photo, PhotoError, PhotoLimits, photo_kind, read_photo
 from fastsd_lib.images.report import PhotoNote, PhotoReport, Rejected
 
 __all__ = ["add_photos", "list_photos"]
@@ -45,13 +45,13 @@ def add_photos(
     report: Report = silent,
     *,
     recursive: bool = False,
-    limits: PhotoLimits = PhotoLimits(),
+    limits: PhotoLimits = DEFAULT_LIMITS,
 ) -> PhotoReport:
     """Copy the photos in `sources` (files, folders, zips) into the folder `into`, prepared for training.
 
     A `.txt` beside a photo, with the same stem, becomes its caption unless it has one. What was added before
-    is recognised by content and left as it is, so the same call again changes nothing. Whatever cannot be used
-    is in the report, with a reason; the rest goes on. UserError only for a source that is not there, sources
+    is recognised by content and left as it is, so the same call again changes nothing. Whatever cannot be
+    used is in the report, with a reason; the rest goes on. UserError only for a source that is not there, sources
     without any photo, and a disk that cannot be written.
     """
     sources = [Path(source) for source in sources]
@@ -188,7 +188,8 @@ class _Shelf:
         )
         nearest = int(difference.argmin())
         if difference[nearest] < _SAME_LOOK:
-            text = f"looks almost like {escaped(self._entries[nearest].stored)}: remove one if they are the same photo"
+            twin = escaped(self._entries[nearest].stored)
+            text = f"looks almost like {twin}: remove one if they are the same photo"
             self.notes.append(PhotoNote(escaped(name), "near_duplicate", text))
 
     def caption(self, stored: Path, text: FoundText) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.text import NAME_BYTES, escaped, name_problem, safe_stem
 
@@ -9,16 +11,14 @@ EXAMPLE = "my-cat"
 
 
 def check_name(name: str) -> str:
-    """`name` itself when a session may be called so; UserError with the reason and an allowed name otherwise."""
-    import unicodedata
-
+    """`name` in NFC when a session may be called so; otherwise UserError: the reason, and an allowed name."""
     if not isinstance(name, str):
         raise UserError(
             f"A session name is text, not {type(name).__name__}.", fix=f"type a name such as {EXAMPLE}."
         )
     name = unicodedata.normalize("NFC", name)
     if problem := name_problem(name):
-        # `../x` must not turn into a session by itself: the user is asked, with a name near to what was typed.
+        # `../x` must not turn into a session by itself: the user is shown a name near to what was typed.
         allowed = safe_stem(name.replace("..", "")) or EXAMPLE
         shown = escaped(name if len(name.encode()) <= NAME_BYTES else name[:40] + "...")
         raise UserError(

@@ -141,7 +141,7 @@ def open_session(root: Path, name: str) -> Session:
 
 
 def list_sessions(root: Path) -> list[Session]:
-    """All sessions of `root` by name; a session is a folder with a session.json or an instance_images folder."""
+    """All sessions of `root` by name: folders with a session.json or an instance_images folder."""
     try:
         with os.scandir(sessions_dir(root)) as entries:
             names = [entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name)]
@@ -154,7 +154,7 @@ def list_sessions(root: Path) -> list[Session]:
 
 
 def read_manifest(session: Session) -> dict[str, Any]:
-    """session.json, or what it would hold for a folder of the older notebooks; UserError when it is damaged."""
+    """session.json, or what it would hold in a folder of the older notebooks; UserError when damaged."""
     if not session.manifest.exists():
         return _new_manifest(session)
     manifest = read_json(session.manifest)
