@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, fsync_path, read_json, sha256_file, write_json
+from fastsd_lib.training.saving import save_tensors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -47,18 +49,15 @@ def save_checkpoint(
     extra: dict[str, Any],
 ) -> Checkpoint:
     """Write a new directory beside its final name, verify it, seal it, then rename: whole or not at all."""
-    final = folder / f"step_{step:06d}"
-    if final.exists():  # another run, or an unsealed leftover, has the name: it is not ours to overwrite
-        final = folder / f"step_{step:06d}-{run[:8]}"
+    final = _free_name(folder, f"step_{step:06d}", run)
     scratch = folder / f".{final.name}.{os.getpid()}.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         for name, module in modules.items():
-            weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-            save_file(weights, scratch / f"{name}.safetensors")
+            save_tensors(module.state_dict(), scratch / f"{name}.safetensors")
         if optimizer is not None:
-            save_file(_optimizer_tensors(optimizer), scratch / OPTIMIZER_FILE)
+            save_tensors(_optimizer_tensors(optimizer), scratch / OPTIMIZER_FILE)
         files = {}
         for path in sorted(scratch.iterdir()):
             fsync_path(path)
@@ -80,16 +79,17 @@ def save_checkpoint(
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}.",
             fix="free some space there and run again with --resume; older checkpoints are untouched.",
         ) from error
-    except Exception as error:
-        if "No space left" not in str(error):  # safetensors wraps the system's error in its own
-            raise
-        raise UserError(
-            f"The checkpoint of step {step} could not be written to {folder}: no space left on the device.",
-            fix="free some space there and run again with --resume; older checkpoints are untouched.",
-        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Checkpoint(final, step, total_steps, stage, run)
+
+
+def _free_name(folder: Path, name: str, run: str) -> Path:
+    """Another run, or a damaged checkpoint, may have the name: a directory is never written into twice."""
+    names = itertools.chain(
+        [name, f"{name}-{run[:8]}"], (f"{name}-{run[:8]}-{n}" for n in itertools.count(2))
+    )
+    return next(folder / one for one in names if not (folder / one).exists())
 
 
 def list_checkpoints(folder: Path, run: str | None = None) -> list[Checkpoint]:
@@ -167,7 +167,7 @@ def _discard(checkpoint: Checkpoint) -> None:
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
+        f"{index}.{name}": value
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if isinstance(value, torch.Tensor)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, fingerprint
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.training.saving import save_tensors
 from fastsd_lib.training.training_set import TrainingSet
 
 
@@ -75,12 +74,8 @@ def load_or_encode(
                 f"The VAE turned picture {row + 1} ({prompt!r}) into NaN.",
                 fix="train with mixed_precision=no, or leave that photo out.",
             )
-    tensors: Mapping[str, torch.Tensor] = {
-        "mean": made.mean.contiguous(),
-        "deviation": made.deviation.contiguous(),
-    }
     with atomic_path(file) as scratch:
-        save_file(dict(tensors), scratch, metadata={"fingerprint": wanted})
+        save_tensors({"mean": made.mean, "deviation": made.deviation}, scratch, {"fingerprint": wanted})
     return made
 
 

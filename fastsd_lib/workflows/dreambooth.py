@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastsd_lib.core.config import load_config, save_config
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.file_kinds import list_photos
-from fastsd_lib.core.files import fingerprint, read_json
+from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.environment.hosts import default_root
@@ -169,7 +169,19 @@ def train(
     """
     require("diffusers", group="train")
     _refuse_conflicts(config)
-    make_class_images(session, base, config, report)
+    with plain_disk_errors(f"write to session {session.name!r}"):
+        make_class_images(session, base, config, report)
+        return _train(session, base, config, report, should_stop, resume)
+
+
+def _train(
+    session: Session,
+    base: ModelFiles,
+    config: DreamBoothConfig,
+    report: Report,
+    should_stop: Callable[[], bool] | None,
+    resume: bool,
+) -> Checkpoint:
     from fastsd_lib.training import checkpoint as store
     from fastsd_lib.training import latents, trainer
 
