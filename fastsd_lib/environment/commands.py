@@ -65,9 +65,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         ("demo", _demo, "from photos to a trained model and a before/after grid, without network or GPU"),
         ("test", _test, "the whole test suite; further arguments go to pytest"),
     ):
-        subparsers.add_parser(name, help=text, add_help=name == "demo", allow_abbrev=False).set_defaults(
-            run=run
-        )
+        parser = subparsers.add_parser(name, help=text, add_help=False, allow_abbrev=False)
+        parser.set_defaults(run=run, takes_rest=True)
 
 
 def _install(options: argparse.Namespace, rest: list[str]) -> int:

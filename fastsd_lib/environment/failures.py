@@ -30,7 +30,7 @@ def explain(output: str, where: Path) -> UserError:
     culprit = _culprit(output)
     if WRONG_HASH.search(output):
         return UserError(
-            f"{culprit or 'A package'} is not the file that the lock names: its SHA-256 differs. Nothing of it was installed.",
+            f"{culprit or 'A package'} is not the file that the lock names: its SHA-256 differs. It was not installed.",
             fix="the index or wheelhouse holds a changed file: use another one (pip config list), or update the project.",
         )
     if NO_SPACE.search(output):

@@ -40,8 +40,9 @@ def has_nvidia_gpu() -> bool:
     )
 
 
-def drive_is_mounted(drive: Path = DRIVE) -> bool:
+def drive_is_mounted(drive: Path | None = None) -> bool:
     """A mount that died still shows its folder, but refuses to list it."""
+    drive = drive or DRIVE
     try:
         return drive.is_dir() and os.access(drive, os.W_OK) and next(drive.iterdir(), None) is not None
     except OSError:

@@ -74,7 +74,15 @@ def _download(pins: list[locks.Pin], folder: Path, where: list[str]) -> None:
         return
     wanted = folder / "pins.txt"
     wanted.write_text(locks.as_requirements(pins))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [
+        _python_with_pip(),
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     command += [
         "--only-binary",
         ":all:",
@@ -87,10 +95,19 @@ def _download(pins: list[locks.Pin], folder: Path, where: list[str]) -> None:
     ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     wanted.unlink()
-    if "No module named pip" in ran.stderr:
-        raise UserError("Making a wheelhouse needs pip in this Python.", fix="sudo apt install python3-pip")
     if ran.returncode:
         raise failures.explain(ran.stderr + ran.stdout, folder)
+
+
+def _python_with_pip() -> str:
+    """This Python, or the one that its environment was made from: environments made by uv have no pip."""
+    for python in dict.fromkeys((sys.executable, getattr(sys, "_base_executable", sys.executable))):
+        if (
+            subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode
+            == 0
+        ):
+            return python
+    raise UserError("Making a wheelhouse needs pip in this Python.", fix="sudo apt install python3-pip")
 
 
 def _pack(archive: Path, wheels: Path, profile: str, build: str, pins: list[locks.Pin]) -> None:

