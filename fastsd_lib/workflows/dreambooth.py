@@ -25,8 +25,10 @@ from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.workflows.samples import sample_photos, sample_subject
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fastsd_lib.formats.parts import Parts
-    from fastsd_lib.generation.engine import GeneratedImage
+    from fastsd_lib.generation.engine import Engine
     from fastsd_lib.images.crop import CropBox
     from fastsd_lib.images.store import PhotoReport
     from fastsd_lib.training.checkpoint import Checkpoint
@@ -256,17 +258,11 @@ def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: R
     return made
 
 
-def draw(model: ModelFiles, prompt: str, seeds: Iterable[int], **choices: object) -> list[GeneratedImage]:
-    """One picture per seed; `choices` as in GenerationRequest."""
+def draw(model: ModelFiles, prompt: str, seeds: Iterable[int]) -> list[Image]:
+    """One picture per seed, at the model's own size and guidance."""
     from fastsd_lib.generation.engine import load_engine
-    from fastsd_lib.generation.request import GenerationRequest
 
-    engine = load_engine(model)
-    return [
-        picture
-        for seed in seeds
-        for picture in engine.generate(GenerationRequest(prompt, seed=seed, **choices))
-    ]
+    return _draw_seeds(load_engine(model), prompt, list(seeds))
 
 
 def compare(
@@ -281,7 +277,6 @@ def compare(
     """A grid with the same prompts and seeds before and after: samples/before_after.png."""
     from fastsd_lib.core.files import atomic_path
     from fastsd_lib.generation.engine import load_engine
-    from fastsd_lib.generation.request import GenerationRequest
     from fastsd_lib.images.crop import crop_to
     from fastsd_lib.images.grid import contact_sheet
     from fastsd_lib.images.load import open_photo
@@ -292,10 +287,10 @@ def compare(
         if prompts is not None
         else [config.instance_prompt, *([config.class_prompt] if config.prior_preservation else [])]
     )
+    cell_px = max(160, min(256, config.resolution_px))
     crops = crop_photos(session)
     cells = [
-        crop_to(open_photo(photo), crops[photo.name], config.resolution_px)
-        for photo in photos(session)[: len(seeds)]
+        crop_to(open_photo(photo), crops[photo.name], cell_px) for photo in photos(session)[: len(seeds)]
     ]
     cells += [None] * (len(seeds) - len(cells))
     labels = ["your photos"]
@@ -303,14 +298,14 @@ def compare(
         engine = load_engine(model)
         for number, prompt in enumerate(asked):
             report(ProgressEvent(f"pictures {when}", number, len(asked)))
-            cells += [engine.generate(GenerationRequest(prompt, seed=seed))[0].image for seed in seeds]
+            cells += _draw_seeds(engine, prompt, seeds)
             labels.append(f"{when}: {prompt}")
         report(ProgressEvent(f"pictures {when}", len(asked), len(asked)))
     sheet = contact_sheet(
         cells,
         row_labels=labels,
         columns=len(seeds),
-        cell_px=max(160, min(256, config.resolution_px)),
+        cell_px=cell_px,
         title=session.name,
     )
     with atomic_path(session.samples / "before_after.png") as scratch:
@@ -388,6 +383,14 @@ def _draw_class_images(
             for number, picture in zip(run, engine.generate(request), strict=True):
                 save_picture(picture, batch[numbers.index(number)])
         report(ProgressEvent("class images", start + len(batch), len(missing)))
+
+
+def _draw_seeds(engine: Engine, prompt: str, seeds: list[int]) -> list[Image]:
+    """Seeds in a row are drawn as one batch; each picture is the one its seed gives alone."""
+    from fastsd_lib.generation.request import GenerationRequest
+
+    requests = [GenerationRequest(prompt, seed=run[0], count=len(run)) for run in _consecutive(seeds)]
+    return [picture.image for request in requests for picture in engine.generate(request)]
 
 
 def _consecutive(numbers: list[int]) -> list[list[int]]:

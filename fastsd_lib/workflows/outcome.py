@@ -30,7 +30,7 @@ def measure(subject: str, base: ModelFiles, trained: ModelFiles) -> list[Outcome
 
     about = sample_subject(subject)
     drawn = {
-        (when, prompt): [picture.image for picture in dreambooth.draw(model, prompt, SEEDS)]
+        (when, prompt): dreambooth.draw(model, prompt, SEEDS)
         for when, model in (("before", base), ("after", trained))
         for prompt in (about.instance_prompt, about.class_prompt)
     }
