@@ -15,7 +15,7 @@ def main(argv=None):
         )
         sys.stderr.write("  -> run it with a newer one, for example: python3.12 -m fastsd_lib\n")
         return 2
-    from fastsd_lib.environment import launch
+    from fastsd_lib import launch
 
     return launch.main(sys.argv[1:] if argv is None else argv)
 

@@ -99,6 +99,13 @@ def missing(venv: Venv, profile: str, *, build: str = "", replace: Collection[st
     return [pin for pin in wanted if have.get(pin.name) != pin.version]
 
 
+def meets_floors(venv: Venv, profile: str) -> bool:
+    """True if `venv` has what the commands of `profile` ask for, be it in other versions than the lock's."""
+    have = installed.versions(venv.packages) if venv.python_version else {}
+    asked = map(profiles.split, profiles.requirements(profile))
+    return all(name in have and markers.satisfies(have[name], floor) for name, floor in asked)
+
+
 def torch_build(venv: Venv) -> str:
     """ "default" (CUDA on Linux) where an NVIDIA GPU is present or no CPU wheel can be had, else "cpu"."""
     if sys.platform == "darwin" or hosts.has_nvidia_gpu():

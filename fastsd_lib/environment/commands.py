@@ -7,8 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+from fastsd_lib.core.errors import UserError
 from fastsd_lib.environment import bootstrap, profiles
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line and the way out."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}.", fix=f"{self.prog} --help")
 
 
 def say(line: str) -> None:
@@ -17,16 +26,18 @@ def say(line: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Parse and run one of these commands; UserError is for the caller to print."""
-    parser = argparse.ArgumentParser(prog="fastsd", allow_abbrev=False)
-    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+    parser = Parser(prog="fastsd", allow_abbrev=False)
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser))
     options, rest = parser.parse_known_args(argv)
-    if rest and options.run not in {_test, _demo, _lab}:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.takes_rest:
+        rest = argv[1:]
+    elif rest:
+        raise UserError(f"fastsd {argv[0]}: unknown argument {rest[0]!r}.", fix=f"fastsd {argv[0]} --help")
     return options.run(options, rest)
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Add the five commands to a parser; each sets `run(options, rest) -> int`."""
+    """Add the five commands to a parser; each but `demo` sets `run(options, rest) -> int`."""
     install = subparsers.add_parser("install", help="install only what is missing", allow_abbrev=False)
     install.add_argument("profile", nargs="?", default="train", metavar="|".join(profiles.PROFILES))
     install.add_argument("--venv", type=Path, metavar="DIR", help="another place than .venv in the project")
@@ -46,7 +57,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--update-locks", action="store_true", help="resolve pyproject.toml anew (maintainers)"
     )
     install.add_argument("--torch", metavar="VERSION", help="with --update-locks: the torch release to lock")
-    install.set_defaults(run=_install)
+    install.set_defaults(run=_install, takes_rest=False)
 
     doctor = subparsers.add_parser(
         "doctor",
@@ -58,15 +69,15 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     doctor.add_argument("--fix", action="store_true", help="do what can be done about the faults")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument("--deep", action="store_true", help="also import torch and the rest (slow)")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, takes_rest=False)
 
     for name, run, text in (
         ("lab", _lab, "JupyterLab on the notebooks; further arguments go to it"),
-        ("demo", _demo, "from photos to a trained model and a before/after grid, without network or GPU"),
         ("test", _test, "the whole test suite; further arguments go to pytest"),
+        ("demo", None, "from photos to a trained model and a before/after grid, without network or GPU"),
     ):
-        parser = subparsers.add_parser(name, help=text, add_help=False, allow_abbrev=False)
-        parser.set_defaults(run=run, takes_rest=True)
+        parser = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parser.set_defaults(run=run, takes_rest=True)  # `demo` is a workflow: the launcher knows it
 
 
 def _install(options: argparse.Namespace, rest: list[str]) -> int:
@@ -106,12 +117,6 @@ def _lab(options: argparse.Namespace, rest: list[str]) -> int:
     notebooks = bootstrap.REPOSITORY / "notebooks"
     say(f"JupyterLab on {notebooks} (Ctrl-C twice to end it)")
     return subprocess.run([sys.executable, "-m", "jupyterlab", *rest], cwd=notebooks, check=False).returncode
-
-
-def _demo(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import demo
-
-    return demo.run(rest)
 
 
 def _test(options: argparse.Namespace, rest: list[str]) -> int:

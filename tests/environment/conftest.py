@@ -104,7 +104,7 @@ def project(tmp_path: Path) -> Project:
     ignore = shutil.ignore_patterns("__pycache__")
     for room in ("core", "environment"):
         shutil.copytree(REPOSITORY / "fastsd_lib" / room, package / room, ignore=ignore)
-    for file in ("__init__.py", "__main__.py"):
+    for file in ("__init__.py", "__main__.py", "launch.py"):
         shutil.copy(REPOSITORY / "fastsd_lib" / file, package / file)
     wheels = tmp_path / "wheels"
     surroundings = {

@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.environment import bootstrap, commands, hosts, profiles
+from fastsd_lib.environment import bootstrap, commands, hosts, install, profiles
 
 OWN_COMMANDS = ("install", "doctor", "lab", "demo", "test")
 PROFILE_OF = {
@@ -53,41 +53,63 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
-    if not command or ({"-h", "--help"} & set(argv) and command not in OWN_COMMANDS):
+    if not command or (
+        command in PROFILE_OF and command not in OWN_COMMANDS and {"-h", "--help"} & set(argv)
+    ):
         return _command_line(argv)
     if command not in PROFILE_OF and command not in OWN_COMMANDS:
         known = sorted({*PROFILE_OF, *OWN_COMMANDS})
         close = difflib.get_close_matches(command, known, 1)
         hint = f"did you mean: python3 -m fastsd_lib {close[0]}" if close else f"one of: {', '.join(known)}"
         raise UserError(f"There is no command {command!r}.", fix=hint)
-    if command in {"install", "doctor"} or {"-h", "--help"} & set(argv):
-        return commands.main(argv)
+    rest = argv[argv.index(command) + 1 :]
+    if command in {"install", "doctor"} or {"-h", "--help"} & set(rest):
+        return _here(command, rest)
+    return _in_its_environment(command, argv, rest)
 
+
+def _in_its_environment(command: str, argv: list[str], rest: list[str]) -> int:
     profile = PROFILE_OF[command]
     venv = bootstrap.project_venv()
-    if not venv.is_running and not _has(profile):
-        if command not in OWN_COMMANDS and profile != "core" and bootstrap.missing(venv, profile):
-            raise UserError(
-                f"`{command}` needs the {profile} packages, which are not installed here.",
-                fix=f"python3 -m fastsd_lib install {profile}",
-            )
-        bootstrap.ensure(profile, venv, commands.say)
+    own = command in OWN_COMMANDS
+    if not venv.is_running and not _runs_here(profile):
+        if own or not bootstrap.meets_floors(venv, profile):
+            if not own and profile != "core":
+                raise UserError(
+                    f"`{command}` needs the {profile} packages, which are not installed here.",
+                    fix=f"python3 -m fastsd_lib install {profile}",
+                )
+            bootstrap.ensure(profile, venv, commands.say)
         return hand_over(venv, argv)
-    if venv.is_running and command in OWN_COMMANDS:  # a larger profile than the one it was made for
-        bootstrap.ensure(profile, venv, commands.say)
-    return commands.main(argv) if command in OWN_COMMANDS else _command_line(argv)
+    if own and (venv.is_running or hosts.which() in hosts.READY_MADE):  # it may need more than is there so far
+        install.ensure(profile, _unless_idle)
+    return _here(command, rest) if own else _command_line(argv)
 
 
-def _has(profile: str) -> bool:
-    """True if the running Python can import what the profile's commands need: Colab's can, a bare one cannot."""
-    signs = profiles.SIGN_OF[profile]
-    if hosts.which() not in hosts.READY_MADE and bootstrap.project_venv().python_version:
-        return False  # the project's own environment is there: it is the one that was asked for
-    return all(importlib.util.find_spec(module) for module in signs)
+def _unless_idle(line: str) -> None:
+    if not line.startswith("Nothing to do"):
+        commands.say(line)
+
+
+def _runs_here(profile: str) -> bool:
+    """True if the running Python is the one to use: Colab's, or one that a user filled; never beside a `.venv/`."""
+    if hosts.which() in hosts.READY_MADE:
+        return True
+    if bootstrap.project_venv().python_version:
+        return False
+    return all(importlib.util.find_spec(module) for module in profiles.SIGN_OF[profile])
+
+
+def _here(command: str, rest: list[str]) -> int:
+    if command == "demo":
+        from fastsd_lib.workflows import demo
+
+        return demo.run(rest)
+    return commands.main([command, *rest])
 
 
 def _command_line(argv: list[str]) -> int:
-    from fastsd_lib import cli  # the whole command line; light, but not needed to install
+    from fastsd_lib import cli  # light, but not needed to install
 
     return cli.main(argv)
 
