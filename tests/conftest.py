@@ -7,10 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fastsd_lib.core.model_files import ModelFiles
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same examples on every run, and no stopwatch: a busy machine is no bug.
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("house")
 
 WORDS = ("photo", "red", "star", "blue", "background", "monster", "cat", "sks")
 

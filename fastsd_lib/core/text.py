@@ -17,12 +17,18 @@ _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 def one_line(text: str) -> str:
     """`text` as one line of visible characters: no escapes, controls or zero-width characters; NFC.
 
-    Line breaks and tabs become spaces; runs of spaces become one.
+    Line breaks and tabs become spaces; runs of spaces become one. A clean line stays as it is.
     """
-    text = _ANSI_ESCAPE.sub("", text)
+    while (cleaner := _cleaned_once(text)) != text:  # what is taken away can bare an escape or a joiner
+        text = cleaner
+    return text
+
+
+def _cleaned_once(text: str) -> str:
+    text = unicodedata.normalize("NFC", _ANSI_ESCAPE.sub("", text))
     text = "".join(" " if character.isspace() else character for character in text)
     kept = [character for at, character in enumerate(text) if not _is_invisible(text, at)]
-    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+    return " ".join("".join(kept).split())
 
 
 def escaped(text: str) -> str:
@@ -77,6 +83,6 @@ def same_name(name: str) -> str:
 def _is_invisible(text: str, at: int) -> bool:
     character = text[at]
     if character in _JOINERS:
-        inside = 0 < at < len(text) - 1
-        return not (inside and ord(text[at - 1]) > 127 and ord(text[at + 1]) > 127)
+        beside = text[max(at - 1, 0) : at] + text[at + 1 : at + 2]
+        return len(beside) < 2 or any(ord(one) < 128 or one in _JOINERS for one in beside)
     return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

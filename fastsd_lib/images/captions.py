@@ -17,18 +17,18 @@ MAX_BYTES = 64 * 1024
 # What cameras, phones, messengers and browsers call a photo when nobody named it.
 _MACHINE_NAMES = re.compile(
     r"""(?ix)^(?:
-      (?:img|image|imag|dsc|dscn|dscf|dcim|pxl|mvimg|gopr|gh\d\d|sam|cimg|kic|wp|vid|pict|pic|p|l|mg|imgp|hpim|dji
-        |burst|snapchat|fb\s?img|received|photo|picture|signal|file|download|unnamed|untitled|scan|telegram|wechat
-        |mmexport|video|frame|crop|cropped|edited|portrait\s?mode)
-        [\s.-]*(?:\d[\d\s.:~-]*(?:[a-z]{1,12})?)?(?:\s(?:hdr|burst\d*|cover|mp|portrait|night|top|edit(?:ed)?))*
+      (?: (?:img|image|imag|photo|picture|pic|pict|file|download|unnamed|untitled|scan|video|frame
+            |crop|cropped|edited) [\s.-]* (?:\d[\d\s.:~-]*)?             # says nothing, with or without number
+        | (?:dsc|dscn|dscf|dcim|pxl|mvimg|gopr|gh|sam|cimg|kic|wp|vid|p|l|mg|imgp|hpim|dji|burst|snapchat
+            |fb\s?img|received|signal|telegram|wechat|mmexport) [\s.-]* \d{3}[\d\s.:~-]* # a camera's or an app's
+      ) (?:\s?(?:wa\d+|mp|hdr|portrait|night|cover|bokeh|top|original|edit(?:ed)?|burst\d*))*
       | whatsapp\s(?:image|bild|photo)\b.*
-      | (?:screenshot|screen\sshot|bildschirmfoto|capture|photo\son|snapshot)\b.*\d.*
-      | (?:screenshot|screen\sshot|capture|snapshot)
-      | photo\s\d.*
-      | [\d\s.:,-]+(?:\s?[ap]m)?                                       # dates, times, counters
-      | [0-9a-f]{8}(?:[\s-][0-9a-f]{4}){3}[\s-][0-9a-f]{12}            # UUID
-      | (?=[a-f]*\d)[0-9a-f]{8,}                                       # hash
-      | (?=\D*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?-i:[A-Za-z0-9]{16,}) # random token
+      | (?:screenshot|screen\sshot|bildschirmfoto)\b.*\d.*
+      | (?:screenshot|screen\sshot|capture|snapshot|photo\son)[\s.-]*(?:\d.*)?
+      | [\d\s.:,()-]+(?:\s?[ap]m)?                                  # dates, times, counters
+      | [0-9a-f]{8}(?:[\s-][0-9a-f]{4}){3}[\s-][0-9a-f]{12}           # UUID
+      | (?=[a-f]*\d)[0-9a-f]{8,}                                      # hash
+      | (?-i:(?=\D*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[A-Za-z0-9]{16,})  # random token
     )$"""
 )
 _STORED_TWIN = re.compile(r"~[0-9a-f]{8}$")  # store.py tells name twins apart so

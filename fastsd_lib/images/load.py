@@ -16,7 +16,7 @@ from fastsd_lib.core.file_kinds import HEAD_BYTES, PICTURE_KINDS, UNKNOWN, kind_
 from fastsd_lib.core.text import escaped
 
 WHITE = (255, 255, 255)
-ORIENTATION_TAG = 0x0112
+_SEVERAL_BUT_ONE_PHOTO = {"MPO", "ICO", "PSD", "HEIF"}  # previews, sizes, layers
 
 
 class PhotoError(UserError):
@@ -71,49 +71,52 @@ def read_photo(
     kind = photo_kind(path)
     _need_plugin_for(kind, path)
     notes: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own bomb and EXIF warnings: our limits speak instead
-        try:
-            with Image.open(path) as image:
-                _refuse_by_size(image.size, limits, path)
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format not in {
-                    "MPO",
-                    "ICO",
-                    "PSD",
-                    "HEIF",
-                }:  # those hold no animation
-                    notes.append(f"{_several(kind)}: the first of {frames} is used")
-                stored_px = max(image.size)
-                if max_side_px and stored_px > max_side_px:
-                    # A tenth of slack lets an 8160-px phone photo be halved for 4096 while it is decoded.
-                    scale = 0.9 * max_side_px / stored_px
-                    image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
-                image.load()
-                upright = _upright(image, notes)
-                picture = _to_rgb(upright, background, notes)
-        except PhotoError:
-            raise
-        except Image.DecompressionBombError:
-            raise _too_many_pixels("more than 178", limits, path) from None
-        except UnidentifiedImageError:
-            raise _not_readable(path, kind) from None
-        except MemoryError:
-            raise PhotoError(
-                "too_large", f"{_shown(path)} does not fit into memory.", "make it smaller first."
-            ) from None
-        except Exception as error:  # damaged bytes make decoders raise nearly anything
-            raise _damaged(path, kind, error) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb and EXIF warnings: our limits speak instead
+            picture, whole_px = _decode(path, kind, background, limits, max_side_px, notes)
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels("more than 178", limits, path) from None
+    except UnidentifiedImageError:
+        raise _not_readable(path, kind) from None
+    except Exception as error:  # damaged bytes make decoders raise nearly anything
+        raise _damaged(path, kind, error) from None
     if max_side_px and max(picture.size) > max_side_px:
         scale = max_side_px / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if max(picture.size) < stored_px:
+    if max(picture.size) < whole_px:
         notes.append(f"brought down to {picture.width}x{picture.height} pixels")
     picture.info = {}  # GPS, camera, comments and profile end here
     if all(low == high for low, high in picture.getextrema()):
         notes.append("every pixel has the same colour")
     return Photo(picture, kind, tuple(notes))
+
+
+def _decode(
+    path: Path,
+    kind: str,
+    background: tuple[int, int, int],
+    limits: PhotoLimits,
+    max_side_px: int | None,
+    notes: list[str],
+) -> tuple[Image.Image, int]:
+    """(the picture upright in RGB, the long side it has in its file)."""
+    with Image.open(path) as image:
+        _refuse_by_size(image.size, limits, path)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in _SEVERAL_BUT_ONE_PHOTO:
+            what = "several pages" if kind == "TIFF" else "animated"
+            notes.append(f"{what}: the first of {frames} is used")
+        whole_px = max(image.size)
+        if max_side_px and whole_px > max_side_px:
+            # A tenth of slack lets an 8160-px phone photo be halved for 4096 while it is decoded.
+            scale = 0.9 * max_side_px / whole_px
+            image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+        image.load()
+        return _to_rgb(_upright(image, notes), background, notes), whole_px
 
 
 _FIX_DAMAGED = "open it in a picture viewer and save it again, or download it again."
@@ -197,6 +200,8 @@ def _too_many_pixels(found: str, limits: PhotoLimits, path: Path) -> PhotoError:
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> PhotoError:
+    if isinstance(error, MemoryError):
+        return PhotoError("too_large", f"{_shown(path)} does not fit into memory.", "make it smaller first.")
     text = str(error).lower()
     if "truncated" in text or "end of file" in text or isinstance(error, EOFError):
         return PhotoError(
@@ -217,10 +222,6 @@ def _not_readable(path: Path, kind: str) -> PhotoError:
         )
     message = f"{_shown(path)} begins like {with_article(kind)} but cannot be read as one."
     return PhotoError("damaged", message, _FIX_DAMAGED)
-
-
-def _several(kind: str) -> str:
-    return "several pages" if kind == "TIFF" else "animated"
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
