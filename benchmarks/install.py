@@ -163,5 +163,5 @@ def _row(name: str, ours: Spent, pip: Spent | None, goal: str) -> None:
     theirs = f"{pip.wall_s:.1f} ({pip.cpu_s:.1f})" if pip else ""
     ratio = f"{pip.wall_s / ours.wall_s:.1f}x" if pip else ""
     print(
-        f"{name:<16}{f'{ours.wall_s:.3f} ({ours.cpu_s:.3f})':>22}{theirs:>20}{ratio:>8}   {goal}", flush=True
+        f"{name:<16}{f'{ours.wall_s:.4g} ({ours.cpu_s:.4g})':>22}{theirs:>20}{ratio:>8}   {goal}", flush=True
     )
