@@ -33,7 +33,7 @@ class CaptionEditor(style.Shown):
 
         wide = ipywidgets.Layout(width="100%")
         self.list = ipywidgets.Select(rows=14, layout=ipywidgets.Layout(width="100%", height="320px"))
-        self.preview = style.html(text_align="center")
+        self.preview = style.html()
         self.text = ipywidgets.Textarea(
             placeholder="what else is in this photo: 'smiling, on a beach'",
             continuous_update=True,
@@ -200,7 +200,10 @@ class CaptionEditor(style.Shown):
         self.text.value = self.texts[name]
         self._quiet = False
         self.preview.value = image_tag(
-            self._photos[name], 480, alt=name, style="max-width:100%;max-height:320px;border-radius:8px"
+            self._photos[name],
+            480,
+            alt=name,
+            style="display:block;margin:auto;max-width:100%;max-height:320px;border-radius:8px",
         )
         self.save_button.disabled = name not in self.unsaved
         self._tell_prompt()

@@ -44,7 +44,7 @@ class CropPreview(style.Shown):
 
         self.tiles = style.html()
         self.choice = ipywidgets.Dropdown(options=list(self._photos), layout=ipywidgets.Layout(width="260px"))
-        self.view = style.html(text_align="center")
+        self.view = style.html()
         self.crop_view = style.html()
         self.status = style.html()
         self.sliders = {name: _slider(name) for name in ("left", "top", "size")}
