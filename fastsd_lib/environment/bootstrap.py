@@ -167,7 +167,7 @@ def ensure(
         _check_space(venv, todo)
         installer = make(venv, installer, wheels)
         todo = missing(venv, profile, build=build, replace=replace)
-        why = " (torch for the CPU: no NVIDIA GPU here)" if any("+cpu" in pin.version for pin in todo) else ""
+        why = _about_torch(next((pin for pin in todo if pin.name == "torch"), None))
         say(f"Installing {profile} into {venv.path}: {len(todo)} packages{why} ...")
         install(venv, todo, installer, wheels)
         _open_door(venv, profile)
@@ -180,6 +180,17 @@ def ensure(
         )
     say(f"Installed {len(todo)} packages in {duration(time.monotonic() - started)}.")
     return True
+
+
+def _about_torch(torch: Pin | None) -> str:
+    """Why this build of torch, in brackets: it decides between 200 MB and several GB."""
+    if torch is None or sys.platform == "darwin":
+        return ""
+    if torch.version.endswith("+cpu"):
+        return " (torch for the CPU: no NVIDIA GPU here)"
+    if hosts.has_nvidia_gpu():
+        return " (torch with CUDA, several GB)"
+    return f" (torch with CUDA, several GB, although there is no GPU: {locks.CPU_INDEX} cannot be reached)"
 
 
 def _check_space(venv: Venv, todo: list[Pin]) -> None:
