@@ -129,6 +129,7 @@ def _test(options: argparse.Namespace, rest: list[str]) -> int:
     )
     # One thread per worker: torch would start as many as there are cores in each of them.
     surroundings = {"OMP_NUM_THREADS": "1", **os.environ}
+    surroundings.pop("PYTHONDONTWRITEBYTECODE", None)  # every worker would compile torch and diffusers anew
     command = [sys.executable, "-m", "pytest", *spread, *rest]
     say(f"pytest on {bootstrap.REPOSITORY / 'tests'} ({' '.join(spread) or 'one process'})")
     return subprocess.run(command, cwd=bootstrap.REPOSITORY, env=surroundings, check=False).returncode
