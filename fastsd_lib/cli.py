@@ -147,7 +147,10 @@ def _session_list(options: argparse.Namespace, rest: list[str]) -> int:
     _print(
         options,
         rows,
-        lines or [f"No sessions in {sessions.sessions_dir(root)} yet. Make one: fastsd session create NAME"],
+        lines
+        or [
+            f"No sessions in {sessions.sessions_dir(root)} yet. Make one: python3 -m fastsd_lib session create NAME"
+        ],
     )
     return 0
 
@@ -160,7 +163,10 @@ def _session_create(options: argparse.Namespace, rest: list[str]) -> int:
     _print(
         options,
         {"name": made.name, "path": str(made.path)},
-        [f"Made {made.path}", f"Next: fastsd session add-images {shlex.quote(made.name)} FOLDER"],
+        [
+            f"Made {made.path}",
+            f"Next: python3 -m fastsd_lib session add-images {shlex.quote(made.name)} FOLDER",
+        ],
     )
     return 0
 
@@ -250,7 +256,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         )
         again = shlex.join(
             [
-                "fastsd",
+                "python3",
+                "-m",
+                "fastsd_lib",
                 "train",
                 session.name,
                 "--resume",
@@ -268,7 +276,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     lines = [
         f"Model: {made.path}",
         f"Before and after: {grid}",
-        f'Try it: fastsd generate "{config.instance_prompt}" --model "{made.path}"',
+        f'Try it: python3 -m fastsd_lib generate "{config.instance_prompt}" --model "{made.path}"',
     ]
     _print(
         options,

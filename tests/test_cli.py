@@ -36,7 +36,11 @@ def photos(tmp_path):
         (["trian"], "no command 'trian'", "did you mean: python3 -m fastsd_lib train"),
         (["session", "crate", "x"], "no 'crate'", "did you mean create"),
         (["session", "create", "../x"], "../x", "my-cat"),
-        (["session", "show", "nobody"], "No session 'nobody'", "create it: fastsd session create"),
+        (
+            ["session", "show", "nobody"],
+            "No session 'nobody'",
+            "create it: python3 -m fastsd_lib session create",
+        ),
         (["session", "list", "--jsno"], "unknown argument '--jsno'", "--help"),
         (["train", "nobody", "--model", "embedded"], "No session 'nobody'", "session create"),
         (["identify", "nothing.safetensors"], "nothing.safetensors", ""),

@@ -133,7 +133,11 @@ def open_session(root: Path, name: str) -> Session:
         there = [session.name for session in list_sessions(root)]
         known = ", ".join(escaped(one) for one in there[:20]) + (", ..." if len(there) > 20 else "")
         near = _twin(folder, name) or next(iter(difflib.get_close_matches(name, there, 1)), "")
-        fix = f"did you mean {escaped(near)!r}?" if near else f"create it: fastsd session create {name!r}"
+        fix = (
+            f"did you mean {escaped(near)!r}?"
+            if near
+            else f"create it: python3 -m fastsd_lib session create {name!r}"
+        )
         raise UserError(f"No session {name!r} in {folder} (there: {known or 'none yet'}).", fix=fix)
     session = Session(folder / existing)
     read_manifest(session)  # a damaged or newer one is said now, not after an hour of training

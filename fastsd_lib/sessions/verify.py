@@ -29,7 +29,11 @@ def verify(session: Session) -> list[Finding]:
         found.append(Finding("session.json", error.message, error.fix))
     photos = list_photos(session.instance_images)
     if not photos:
-        found.append(Finding("instance_images", "holds no photos", "add some: fastsd session add-images"))
+        found.append(
+            Finding(
+                "instance_images", "holds no photos", "add some: python3 -m fastsd_lib session add-images"
+            )
+        )
     names = {photo.name for photo in photos}
     for path in sorted(session.instance_images.glob("*")):
         if path.is_file() and path.name not in names and not is_junk(path.name):

@@ -29,7 +29,7 @@ class TrainingSet:
         if not self.instances:
             raise UserError(
                 "There is no photo to learn from: instance_images/ is empty.",
-                fix="add three to twenty photos of your subject: fastsd session add-images NAME FOLDER",
+                fix="add three to twenty photos of your subject: python3 -m fastsd_lib session add-images NAME FOLDER",
             )
 
     @property

@@ -77,7 +77,8 @@ def preview_crops(session: Session, size_px: int = 192) -> Path:
     cells = [crop_to(open_photo(photo), crops[photo.name], size_px) for photo in photos(session)]
     if not cells:
         raise UserError(
-            f"Session {session.name!r} has no photos.", fix=f"fastsd session add-images {session.name} FOLDER"
+            f"Session {session.name!r} has no photos.",
+            fix=f"python3 -m fastsd_lib session add-images {session.name} FOLDER",
         )
     sheet = contact_sheet(
         cells,
@@ -130,7 +131,7 @@ def planned(
     if resume and not sessions.read_manifest(session).get("base_model"):
         raise UserError(
             f"Session {session.name!r} has no run to resume.",
-            fix=f"train it first: fastsd train {session.name} --model {base}",
+            fix=f"train it first: python3 -m fastsd_lib train {session.name} --model {base}",
         )
     source = recipe or session.recipe
     if not source.is_file():
