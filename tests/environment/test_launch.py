@@ -58,6 +58,15 @@ def _bare_python(project):
 _WEBUI = '"webui": {"requires": ["alpha"], "packages": ["alpha"]}'
 
 
+def test_who_wants_no_bytecode_about_gets_it_inside_the_environment(project):
+    (project.path / "fastsd_lib" / "cli.py").write_text(
+        "import sys\ndef main(argv): print(sys.dont_write_bytecode, sys.pycache_prefix)\n"
+    )
+    ran = project.run("identify", "x", python=_bare_python(project), PYTHONDONTWRITEBYTECODE="1")
+    assert ran.stdout.splitlines()[-1] == f"False {project.venv.path / 'bytecode'}"
+    assert not list((project.path / "fastsd_lib").rglob("__pycache__"))
+
+
 def test_a_command_runs_in_the_environment_with_its_exit_status_and_its_input(project):
     (project.path / "fastsd_lib" / "cli.py").write_text(
         "import sys\n"

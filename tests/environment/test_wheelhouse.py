@@ -1,3 +1,4 @@
+import hashlib
 import json
 import zipfile
 
@@ -71,12 +72,19 @@ def test_a_bit_that_the_disk_turned_is_refused_by_the_wheels_name(project, archi
     assert "alpha" not in installed.versions(project.venv.packages)
 
 
+def test_a_wheel_exchanged_in_the_archive_is_refused_by_its_name(project, archive):
+    name = "wheels/alpha-1.0-py3-none-any.whl"
+    _rewrite(archive, lambda files: files.update({name: files[name] + b"\0"}))
+    ran = _install(project, archive)
+    assert ran.returncode == 2 and "alpha-1.0-py3-none-any.whl" in ran.stderr and "is damaged" in ran.stderr
+
+
 def test_a_wheel_exchanged_together_with_its_manifest_still_fails_the_projects_own_lock(project, archive):
     def exchange(files):
         other = files["wheels/alpha-1.0-py3-none-any.whl"] + b"\0"
         files["wheels/alpha-1.0-py3-none-any.whl"] = other
         manifest = json.loads(files["manifest.json"])
-        manifest["sha256"]["alpha-1.0-py3-none-any.whl"] = __import__("hashlib").sha256(other).hexdigest()
+        manifest["sha256"]["alpha-1.0-py3-none-any.whl"] = hashlib.sha256(other).hexdigest()
         files["manifest.json"] = json.dumps(manifest).encode()
 
     _rewrite(archive, exchange)
