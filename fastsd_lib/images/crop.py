@@ -23,8 +23,8 @@ from fastsd_lib.images.load import open_photo
 
 BY_HAND = "by hand"
 SCHEMA = 1
-_MAP_PX = 128  # long side on which importance is judged: a subject is more than a pixel of it
-_FACE_PX = 400  # long side on which faces are looked for; they are at least 24 px there
+_MAP_PX = 80  # short side on which importance is judged: a subject is more than a pixel of it
+_FACE_PX = 320  # long side on which faces are looked for; they are at least 24 px there
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def find_faces(image: Image.Image) -> list[Face]:
         step_ratio=1,
         min_size=(24, 24),
         max_size=(min(small.size), min(small.size)),
-        min_neighbor_number=6,  # lone hits are leaves and folds of cloth
+        min_neighbor_number=6,  # few hits are leaves and folds of cloth
     )
     faces = [
         Face(
@@ -241,7 +241,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
     for face in faces:
         middle_x, middle_y = (face.left + face.right) / 2, (face.top + face.bottom) / 2
         twice = any(one.left <= middle_x <= one.right and one.top <= middle_y <= one.bottom for one in kept)
-        speck = kept and (face.right - face.left) < 0.4 * (kept[0].right - kept[0].left)
+        speck = kept and (face.right - face.left) < 0.5 * (kept[0].right - kept[0].left)
         if not (twice or speck):
             kept.append(face)
     return kept
@@ -249,7 +249,7 @@ def _distinct(faces: list[Face]) -> list[Face]:
 
 def _start_by_saliency(image: Image.Image) -> int | None:
     """What stands out, with half a voice for detail; None for a picture without anything."""
-    small = _thumbnail(image, _MAP_PX)
+    small = _thumbnail(image, round(_MAP_PX * max(image.size) / min(image.size)))
     salient = saliency_map(small)
     if salient is None:
         return None
@@ -258,7 +258,7 @@ def _start_by_saliency(image: Image.Image) -> int | None:
 
 
 def _start_by_detail(image: Image.Image) -> int | None:
-    detail = detail_map(_thumbnail(image, _MAP_PX))
+    detail = detail_map(_thumbnail(image, round(_MAP_PX * max(image.size) / min(image.size))))
     return None if detail is None else _best_start(image.size, detail)
 
 
@@ -281,11 +281,10 @@ def _best_start(size: tuple[int, int], importance: np.ndarray) -> int:
     at = (np.arange(window) + 0.5) / window * 2 - 1  # (-1, 1) across the square
     votes = np.correlate(profile, 1 - 0.6 * at**2, mode="valid")
     # Among equals the one nearest to the centre.
-    starts = np.arange(len(votes))
-    off_centre = np.abs(starts - (len(votes) - 1) / 2)
-    best = starts[votes >= votes.max() * (1 - 1e-9)]
-    start = best[np.argmin(off_centre[best])] * step
-    return int(min(max(round(start), 0), length - side))
+    best = np.flatnonzero(votes >= votes.max() * (1 - 1e-9))
+    last = len(votes) - 1
+    start = best[np.argmin(np.abs(best - last / 2))]
+    return round(int(start) * (length - side) / max(last, 1))
 
 
 def saliency_map(image: Image.Image) -> np.ndarray | None:
@@ -309,6 +308,8 @@ def saliency_map(image: Image.Image) -> np.ndarray | None:
 def detail_map(image: Image.Image) -> np.ndarray | None:
     """(H, W) >= 0: corners (Shi and Tomasi, 1994) and local entropy; None for a picture without edges."""
     grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
+    if min(grey.shape) < 2:
+        return None
     down, across = np.gradient(grey)
     if np.hypot(down, across).max() < 0.02:
         return None

@@ -83,7 +83,9 @@ def test_a_caption_from_any_name_is_one_visible_line_and_parsing_is_repeatable(s
     assert not any(unicodedata.category(letter) == "Cc" for letter in caption)
 
 
-@given(st.lists(st.from_regex(r"[a-z]{3,9}[0-9]?", fullmatch=True), min_size=2, max_size=6), st.integers(1, 999))
+@given(
+    st.lists(st.from_regex(r"[a-z]{3,9}[0-9]?", fullmatch=True), min_size=2, max_size=6), st.integers(1, 999)
+)
 def test_every_word_survives_with_its_digits_and_only_the_counter_goes(words, number):
     sentence = "sks " + " ".join(words)
     assert caption_from_filename(f"{sentence} ({number})") == sentence
@@ -149,7 +151,9 @@ def test_the_training_prompt_joins_prompt_and_caption_and_formats_nothing():
 
 def test_a_name_that_says_no_more_than_the_prompt_is_not_proposed(tmp_path):
     assert propose_caption(tmp_path / "phtmejhn (1).jpg", "photo of phtmejhn person") == ""
-    assert propose_caption(tmp_path / "phtmejhn smiling.jpg", "photo of phtmejhn person") == "phtmejhn smiling"
+    assert (
+        propose_caption(tmp_path / "phtmejhn smiling.jpg", "photo of phtmejhn person") == "phtmejhn smiling"
+    )
     assert propose_caption(tmp_path / "IMG_1234.jpg", "photo of sks cat") == ""
 
 

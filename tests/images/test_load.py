@@ -37,7 +37,12 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -147,7 +152,15 @@ def in_mode(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize(
     ("mode", "suffix"),
-    [("1", ".png"), ("L", ".png"), ("L", ".jpg"), ("P", ".png"), ("P", ".gif"), ("LAB", ".tif"), ("RGBX", ".tif")],
+    [
+        ("1", ".png"),
+        ("L", ".png"),
+        ("L", ".jpg"),
+        ("P", ".png"),
+        ("P", ".gif"),
+        ("LAB", ".tif"),
+        ("RGBX", ".tif"),
+    ],
 )
 def test_every_mode_that_files_hold_becomes_rgb(tmp_path, mode, suffix):
     opened = open_photo(saved(in_mode(mode), tmp_path / f"p{suffix}"))
@@ -181,7 +194,9 @@ def test_without_its_plugin_a_heic_photo_is_refused_by_the_plugins_name(tmp_path
 
     pillow_heif.register_heif_opener()
     path = saved(gradient(), tmp_path / "p.heic")
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what Python itself does for a module that is barred
+    monkeypatch.setitem(
+        sys.modules, "pillow_heif", None
+    )  # what Python itself does for a module that is barred
     with pytest.raises(PhotoError) as refusal:
         open_photo(path)
     assert refusal.value.code == "needs_plugin"
@@ -200,7 +215,11 @@ gradient(400, 300).save(PNG, "PNG")
 
 REFUSED = {
     "truncated.jpg": (JPEG.getvalue()[:-2000], "truncated", "a part of the JPEG is missing"),
-    "truncated.png": (PNG.getvalue()[: len(PNG.getvalue()) // 2], "truncated", "a part of the PNG is missing"),
+    "truncated.png": (
+        PNG.getvalue()[: len(PNG.getvalue()) // 2],
+        "truncated",
+        "a part of the PNG is missing",
+    ),
     "only-a-start.jpg": (JPEG.getvalue()[:20], "", "only-a-start.jpg"),
     "bomb.png": (png_header(10_000, 10_000), "too_large", "100 megapixels; the limit is 64"),
     "big-bomb.png": (png_header(14_000, 14_000), "too_large", "the limit is 64"),
@@ -230,7 +249,8 @@ def test_what_is_no_whole_photo_is_refused_in_plain_words(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("size", "code"), [((1, 1), "too_small"), ((63, 200), "too_small"), ((64, 513), "too_long"), ((600, 64), "too_long")]
+    ("size", "code"),
+    [((1, 1), "too_small"), ((63, 200), "too_small"), ((64, 513), "too_long"), ((600, 64), "too_long")],
 )
 def test_too_small_and_too_long_photos_are_refused_and_the_limits_can_be_set(tmp_path, size, code):
     path = saved(Image.new("RGB", size, "red"), tmp_path / "p.png")
@@ -265,7 +285,10 @@ def test_nothing_of_the_metadata_is_left(tmp_path):
 
 
 def test_a_picture_of_one_colour_is_noted(tmp_path):
-    assert any("same colour" in note for note in read_photo(saved(Image.new("RGB", (80, 80)), tmp_path / "p.png")).notes)
+    assert any(
+        "same colour" in note
+        for note in read_photo(saved(Image.new("RGB", (80, 80)), tmp_path / "p.png")).notes
+    )
 
 
 def test_a_large_jpeg_is_brought_down_while_it_is_decoded(tmp_path):
@@ -279,7 +302,11 @@ def test_missing_files_folders_and_pipes_are_refused_without_waiting(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "pipe.png")
-    for path, code in [(tmp_path / "no.png", "missing"), (tmp_path, "not_a_file"), (tmp_path / "pipe.png", "not_a_file")]:
+    for path, code in [
+        (tmp_path / "no.png", "missing"),
+        (tmp_path, "not_a_file"),
+        (tmp_path / "pipe.png", "not_a_file"),
+    ]:
         with pytest.raises(PhotoError) as refusal:
             open_photo(path)
         assert refusal.value.code == code

@@ -172,7 +172,9 @@ def test_captions_follow_their_photos_and_lone_ones_are_said(add, photo, tmp_pat
     }
 
 
-def test_a_caption_in_the_session_is_never_overwritten_but_a_missing_one_is_brought_later(add, photo, tmp_path):
+def test_a_caption_in_the_session_is_never_overwritten_but_a_missing_one_is_brought_later(
+    add, photo, tmp_path
+):
     source = photo("from/cat.jpg")
     (stored,) = add(source).accepted
     (tmp_path / "later").mkdir()
