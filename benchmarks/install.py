@@ -2,8 +2,7 @@
 
 Each figure stands beside pip's for the same set of packages, in the same run, from the same index: nothing to do, a
 fresh machine (empty caches, no uv yet), and a wheelhouse without network. It takes some minutes and about 6 GB of disk
-in a temporary folder. Trust the ratios, and those of CPU time
-on a busy machine: it slows the longer run more.
+in a temporary folder. Trust the ratios, and on a busy machine those of CPU time: load slows the longer run more.
 """
 
 from __future__ import annotations
