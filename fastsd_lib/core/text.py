@@ -43,10 +43,10 @@ def name_problem(name: str) -> str:
     """Why `name` cannot name a file or folder everywhere (Linux, Windows, macOS, Drive); "" when it can."""
     if not name.strip():
         return "it is empty"
-    if name != name.strip() or name.endswith("."):
-        return "it begins or ends with a space, or ends with a dot"
     if set(name) <= {"."}:
         return "it is a way to another folder"
+    if name != name.strip() or name.endswith("."):
+        return "it begins or ends with a space, or ends with a dot"
     if name[0] in ".-~":
         return f"it begins with {name[0]!r}"
     if bad := sorted(set(name) & set(_FORBIDDEN)):

@@ -221,7 +221,7 @@ def find_faces(image: Image.Image) -> list[Face]:
         step_ratio=1,
         min_size=(24, 24),
         max_size=(min(small.size), min(small.size)),
-        min_neighbor_number=6,  # few hits are leaves and folds of cloth
+        min_neighbor_number=6,  # lone hits are leaves and folds of cloth
     )
     faces = [
         Face(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.text import NAME_BYTES, escaped, name_problem, safe_stem
+from fastsd_lib.core.text import escaped, name_problem, safe_stem
 
 EXAMPLE = "my-cat"
 
@@ -20,9 +20,9 @@ def check_name(name: str) -> str:
     if problem := name_problem(name):
         # `../x` must not turn into a session by itself: the user is shown a name near to what was typed.
         allowed = safe_stem(name.replace("..", "")) or EXAMPLE
-        shown = escaped(name if len(name.encode()) <= NAME_BYTES else name[:40] + "...")
+        shown = escaped(name if len(name) <= 60 else name[:57] + "...")
         raise UserError(
-            f"A session cannot be called {shown!r}: {problem}.",
+            f"A session cannot be called '{shown}': {problem}.",
             fix=f"type a name such as {allowed if len(allowed) < 60 else EXAMPLE}.",
         )
     return name

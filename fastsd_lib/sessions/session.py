@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import shutil
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,21 @@ def sessions_dir(root: Path) -> Path:
 
 
 def template_dir() -> Path:
-    """The folder that new sessions are copies of: at the top of a checkout, or in the installed package."""
+    """The folder that new sessions are copies of: at the top of a checkout, or where the package put it."""
     in_checkout = Path(__file__).resolve().parents[2] / "sessions_template"
     if (in_checkout / "recipe.yaml").is_file():
         return in_checkout
-    return Path(str(resources.files("fastsd_lib") / "sessions_template"))
+    try:
+        installed = metadata.files("fastsd") or []
+    except metadata.PackageNotFoundError:
+        installed = []
+    for file in installed:
+        if file.parts[-2:] == ("sessions_template", "recipe.yaml"):
+            return Path(str(file.locate())).resolve().parent
+    raise UserError(
+        "This copy of fastsd lacks its sessions_template.",
+        fix="install fastsd again, or work in its repository.",
+    )
 
 
 def create_session(root: Path, name: str) -> Session:
@@ -116,7 +127,6 @@ def create_session(root: Path, name: str) -> Session:
                 with atomic_path(session.path / file) as scratch:
                     shutil.copyfile(template_dir() / file, scratch)
         if not session.manifest.exists():
-            _write_manifest(session, _new_manifest(session))
             record(session, "created")
     return session
 
@@ -136,7 +146,7 @@ def open_session(root: Path, name: str) -> Session:
         fix = (
             f"did you mean {escaped(near)!r}?"
             if near
-            else f"create it: python3 -m fastsd_lib session create {name!r}"
+            else f"create it: python3 -m fastsd_lib session create {shlex.quote(name)}"
         )
         raise UserError(f"No session {name!r} in {folder} (there: {known or 'none yet'}).", fix=fix)
     session = Session(folder / existing)

@@ -255,7 +255,7 @@ def test_the_session_is_no_source_of_itself(add, photo, tmp_path):
 
 def test_no_photos_and_no_source_are_user_errors_with_a_way_out(add, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="There are no photos in .*empty") as error:
+    with pytest.raises(UserError, match=r"There are no photos in .*empty") as error:
         add(tmp_path / "empty")
     assert "a zip" in error.value.fix
     with pytest.raises(UserError, match="no file or folder"):
