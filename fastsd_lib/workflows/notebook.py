@@ -13,6 +13,7 @@ from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.files import write_text
 
 CELL_TIMEOUT_S = 6 * 3600
+KERNEL_TIMEOUT_S = 300  # a loaded machine starts a kernel in a minute
 _PARAM = re.compile(r"^(?P<name>[a-z_][a-z0-9_]*) = (?P<value>.+?)(?P<mark>\s*#@param.*)$", re.MULTILINE)
 
 
@@ -74,7 +75,9 @@ def execute(
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
+        startup_timeout=KERNEL_TIMEOUT_S,
         kernel_name="python3",
+        extra_arguments=["--log-level=40"],  # of what it warns, nothing concerns the reader of a notebook
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_start=starts,
         on_cell_executed=ends,

@@ -44,7 +44,7 @@ def test_a_cell_that_fails_is_named_and_what_ran_before_it_is_kept(tmp_path):
     path = _write(
         tmp_path / "a.ipynb", "#@title 1 · A\nprint('kept')", "#@title 2 · Broken\nint('x')", "print('never')"
     )
-    with pytest.raises(UserError, match="2 · Broken.*invalid literal") as caught:
+    with pytest.raises(UserError, match=r"2 · Broken.*invalid literal") as caught:
         notebook.execute(path, {}, tmp_path / "out.ipynb")
     assert "out.ipynb" in caught.value.fix
     assert "kept" in (tmp_path / "out.ipynb").read_text()
