@@ -36,7 +36,16 @@ def save_config(config: Any, path: Path) -> None:
     """Write a config dataclass so that `load_config` yields an equal one."""
     import yaml
 
-    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
+    theirs, ours = yaml.SafeDumper.yaml_implicit_resolvers, _strict_loader().yaml_implicit_resolvers
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes every text that our loader, or one of YAML 1.1, would take for something else."""
+
+        yaml_implicit_resolvers: ClassVar[dict] = {
+            first: theirs.get(first, []) + ours.get(first, []) for first in theirs.keys() | ours.keys()
+        }
+
+    text = yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
     write_text(path, text)
 
 
@@ -108,11 +117,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     `yes`, `no`, `on` and dates stay text and `2e-6` is a number: YAML 1.1 would surprise here.
     """
     try:
-        data = path.open("rb").read(MAX_BYTES + 1)
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(
             f"There is no file {path}.", fix="check the path, or copy sessions_template/recipe.yaml."
         ) from None
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else error.strerror
+        raise UserError(f"{path} cannot be read: {reason}.", fix="name a recipe file.") from None
     if len(data) > MAX_BYTES:
         raise UserError(
             f"{path} is larger than {MAX_BYTES // 1024} kB.",
@@ -276,7 +289,7 @@ def _raise_if_any(problems: list[str], where: str) -> None:
     if len(problems) == 1:
         raise UserError(f"{where}: {problems[0]}.", fix=fix)
     raise UserError(
-        f"{where} has {len(problems)} problems:\n" + "\n".join(f"  - {line}" for line in problems), fix=fix
+        f"{where}: {len(problems)} problems:\n" + "\n".join(f"  - {line}" for line in problems), fix=fix
     )
 
 

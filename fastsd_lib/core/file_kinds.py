@@ -15,6 +15,8 @@ PICTURE_KINDS = {
     "PPM", "DDS",
 }  # fmt: skip
 
+_SPOKEN_WITH_A_VOWEL = ("AVI", "ICO", "MP3", "MP4", "Ogg", "SVG", "empty")
+
 _STARTS = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -70,10 +72,8 @@ def kind_of(head: bytes) -> str:
 
 
 def with_article(kind: str) -> str:
-    """ "a JPEG", "an MP4 video": a kind inside a sentence."""
-    letters = kind.split()[0]
-    spelled = letters.isupper() and letters[0] in "AEFHILMNORSX" and letters not in {"RAR", "RIFF"}
-    return f"{'an' if spelled or kind[0] in 'aeiouO' else 'a'} {kind}"
+    """A kind inside a sentence: "a JPEG", "an MP4 video"."""
+    return f"{'an' if kind.startswith(_SPOKEN_WITH_A_VOWEL) else 'a'} {kind}"
 
 
 def kind_of_file(path: Path) -> str:
