@@ -99,7 +99,10 @@ class Lab:
 
     def kernel_is_ready(self) -> bool:
         """Idle and connected: "Run all" before that is lost without an error."""
-        kernels = self.get("/api/kernels")
+        try:
+            kernels = self.get("/api/kernels")
+        except urllib.error.HTTPError:  # 500 while a kernel is being born
+            return False
         return any(k["execution_state"] == "idle" and k["connections"] > 0 for k in kernels)
 
     def notebook(self, name: str) -> str:
@@ -197,12 +200,24 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def press_button(self, label: str) -> None:
-        """Press the first widget button whose label begins so and that is enabled."""
-        self.press(
-            "[...document.querySelectorAll('.jupyter-button')]"
-            f".find(b => b.innerText.trim().startsWith({json.dumps(label)}) && !b.disabled)"
+    def press_button(self, label: str, until: str = "") -> None:
+        """Press the first widget button whose label begins so and that can be pressed.
+
+        With `until`, a JavaScript condition: press again until it holds, as a person does whose page moved
+        under the mouse.
+        """
+        button = (
+            "[...document.querySelectorAll('.jupyter-button')].find(b => b.offsetParent && !b.disabled"
+            f" && b.innerText.trim().startsWith({json.dumps(label)}))"
         )
+        self.press(button)
+        end = time.monotonic() + PATIENCE_S
+        while until and not self.js(until):
+            if time.monotonic() > end:
+                raise TimeoutError(f"pressed {label!r} for {PATIENCE_S:.0f} s and still not: {until}")
+            time.sleep(2)
+            if self.js(f"!!({button})"):
+                self.press(button)
 
     def type(self, text: str) -> None:
         """Type into whatever has the focus."""
