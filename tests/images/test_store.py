@@ -80,6 +80,15 @@ def test_adding_the_same_again_changes_nothing(add, photo, tmp_path):
     assert report.lines()[0] == "0 photos added, 3 already here."
 
 
+def test_a_photo_that_is_here_is_known_by_its_bytes_without_decoding_it(add, photo, tmp_path):
+    source = photo("cat.jpg")
+    add(source)
+    ledger = tmp_path / "session/instance_images/.photos.jsonl"
+    entry = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps(entry | {"pixels": "of another picture"}))
+    assert len(add(source).already_here) == 1
+
+
 def test_a_photo_removed_from_the_session_can_be_added_again(add, photo):
     source = photo("cat.jpg")
     (stored,) = add(source).accepted
@@ -350,6 +359,15 @@ def test_a_zip_that_is_none_is_called_what_it_is(add, tmp_path, data, code, word
     (tmp_path / "bad.zip").write_bytes(data)
     report = add(tmp_path / "bad.zip")
     assert (report.rejected[0].code, words in report.rejected[0].reason) == (code, True)
+
+
+def test_an_entry_that_says_it_is_smaller_than_it_is_unpacks_no_further(add, tmp_path):
+    path = bomb(tmp_path / "p.zip")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\1\2") + 24  # the size in the central directory
+    data[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert codes(add(path)) == {"a.png": "damaged"}
 
 
 def test_one_damaged_entry_costs_only_itself(add, tmp_path):
