@@ -52,6 +52,7 @@ STYLESHEET = """<style>
 .fsd input[type=text], .fsd input[type=number] { height: 32px !important; padding: 0 9px !important; }
 .fsd .widget-text, .fsd .widget-dropdown { height: 34px; }
 .fsd .widget-dropdown > select { height: 32px; padding-left: 9px !important; }
+.fsd .widget-textarea { max-width: calc(100% - 4px); }
 .fsd textarea { padding: 7px 9px !important; line-height: 1.45; font-family: inherit !important; }
 .fsd select[size] { padding: 4px !important; overflow-y: auto; }
 .fsd select[size] option { padding: 4px 7px; border-radius: 5px; }
