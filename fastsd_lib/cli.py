@@ -23,7 +23,10 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line with the way out, like every other error here."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}.", fix=f"{self.prog} --help")
+        raise UserError(
+            f"{self.prog}: {message}.",
+            fix=f"{self.prog.replace('fastsd', 'python3 -m fastsd_lib', 1)} --help",
+        )
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -60,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not getattr(options, "takes_rest", False):
         raise UserError(
-            f"fastsd {arguments[0]}: unknown argument {rest[0]!r}.", fix=f"fastsd {arguments[0]} --help"
+            f"fastsd {arguments[0]}: unknown argument {rest[0]!r}.",
+            fix=f"python3 -m fastsd_lib {arguments[0]} --help",
         )
     return options.run(options, rest)
 
@@ -222,6 +226,7 @@ def _add_train(known: Any) -> None:
     parser.add_argument(
         "choices", nargs="*", metavar="key=value", help="any line of recipe.yaml, such as unet_steps=800"
     )
+    parser.set_defaults(takes_rest=True)  # argparse gives up on key=value words that follow an option
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="settings to start from")
     parser.add_argument(
         "--model",
@@ -241,12 +246,16 @@ def _add_train(known: Any) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.core.config import apply_overrides
     from fastsd_lib.workflows import dreambooth
 
     session = _open(options)
-    base_name, config = dreambooth.planned(session, options.recipe, options.resume, options.model)
-    config = apply_overrides(config, options.choices)
+    strange = next((word for word in rest if word.startswith("-") or "=" not in word), None)
+    if strange is not None:
+        raise UserError(
+            f"fastsd train: unknown argument {strange!r}.", fix="python3 -m fastsd_lib train --help"
+        )
+    choices = [*options.choices, *rest]
+    base_name, config = dreambooth.planned(session, options.recipe, options.resume, options.model, choices)
     base = dreambooth.base_model(base_name)
     progress = _progress(options)
     checkpoint = dreambooth.train(session, base, config, report=progress, resume=not options.restart)

@@ -35,7 +35,7 @@ def photos(tmp_path):
     [
         (["trian"], "no command 'trian'", "did you mean: python3 -m fastsd_lib train"),
         (["session", "crate", "x"], "no 'crate'", "did you mean create"),
-        (["session", "create", "../x"], "../x", "my-cat"),
+        (["session", "create", "../x"], "../x", "type a name such as x"),
         (
             ["session", "show", "nobody"],
             "No session 'nobody'",
@@ -91,7 +91,14 @@ def test_ctrl_c_in_training_saves_and_resume_finishes(photos, tmp_path, narrow_s
         *map(str, root),
         *choices,
     ]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     log = tmp_path / "Fast-Dreambooth/Sessions/a/logs/metrics.jsonl"
     end = time.monotonic() + 240
     while not (log.is_file() and log.stat().st_size) and process.poll() is None and time.monotonic() < end:

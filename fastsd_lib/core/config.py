@@ -27,9 +27,15 @@ Config = TypeVar("Config")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
 
 
-def load_config(cls: type[Config], path: Path) -> Config:
-    """The dataclass `cls` from a YAML file; raises one UserError that lists all that is wrong."""
-    return config_from_dict(cls, read_yaml(path), where=path.name)
+def load_config(cls: type[Config], path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The dataclass `cls` from a YAML file and `name=value` words; one UserError lists all that is wrong.
+
+    What the words change is changed before anything is checked: a recipe may leave to them what it lacks.
+    """
+    values = read_yaml(path)
+    if isinstance(values, Mapping):
+        values = {**values, **_parse_overrides(cls, overrides)}
+    return config_from_dict(cls, values, where=path.name)
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -93,9 +99,15 @@ def check_config(config: Any, where: str = "the settings") -> None:
 
 def apply_overrides(config: Config, words: Iterable[str]) -> Config:
     """A copy of `config` with `["unet_steps=200", "flip=true"]` applied; the last of two equal names wins."""
-    hints = typing.get_type_hints(type(config))
-    fields = {field.name for field in dataclasses.fields(config)}
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values |= _parse_overrides(type(config), words)
+    return config_from_dict(type(config), values, where="the command line")
+
+
+def _parse_overrides(cls: type, words: Iterable[str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values = {}
     for word in words:
         name, equals, text = word.partition("=")
         name = name.strip().replace("-", "_")
@@ -108,7 +120,7 @@ def apply_overrides(config: Config, words: Iterable[str]) -> Config:
                 f"{_unknown(name, fields)}.", fix=f"the settings are: {', '.join(sorted(fields))}."
             )
         values[name] = text if str in _alternatives(hints[name]) else _parse_yaml(text, f"{name}={text}")
-    return config_from_dict(type(config), values, where="the command line")
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

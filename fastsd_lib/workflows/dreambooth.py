@@ -119,9 +119,16 @@ def recipe_for(base: ModelFiles, instance_prompt: str, class_prompt: str = "") -
 
 
 def planned(
-    session: Session, recipe: Path | None = None, resume: bool = False, model: str | None = None
+    session: Session,
+    recipe: Path | None = None,
+    resume: bool = False,
+    model: str | None = None,
+    choices: Iterable[str] = (),
 ) -> tuple[str, DreamBoothConfig]:
-    """Base model and settings of the next run: those asked for, else those of the session's last run."""
+    """Base model and settings of the next run: those asked for, else those of the session's last run.
+
+    `choices` are `name=value` words that change the recipe.
+    """
     base = model or sessions.read_manifest(session).get("base_model")
     if not base:
         raise UserError(
@@ -136,7 +143,7 @@ def planned(
     source = recipe or session.recipe
     if not source.is_file():
         raise UserError(f"There is no recipe {source}.", fix="name a recipe.yaml, or leave --recipe out.")
-    return base, load_config(DreamBoothConfig, source)
+    return base, load_config(DreamBoothConfig, source, choices)
 
 
 def make_class_images(

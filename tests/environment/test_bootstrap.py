@@ -151,6 +151,8 @@ def test_ctrl_c_ends_with_one_line_and_status_130(project):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not (project.path / "started").exists() and time.monotonic() < deadline:
