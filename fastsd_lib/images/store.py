@@ -71,7 +71,8 @@ def add_photos(
                 if stored and (text := texts.pop((photo.folder, key), None)):
                     shelf.caption(stored, text)
         shelf.caption_the_rest(texts.values())
-        report(ProgressEvent("photos", len(found.photos), len(found.photos)))
+        if found.photos:
+            report(ProgressEvent("photos", len(found.photos), len(found.photos)))
     if not (found.photos or found.texts or shelf.rejected):
         names = ", ".join(escaped(str(source)) for source in sources) or "nothing"
         hint = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk, list_photos
@@ -29,11 +31,8 @@ def verify(session: Session) -> list[Finding]:
         found.append(Finding("session.json", error.message, error.fix))
     photos = list_photos(session.instance_images)
     if not photos:
-        found.append(
-            Finding(
-                "instance_images", "holds no photos", "add some: python3 -m fastsd_lib session add-images"
-            )
-        )
+        add = f"python3 -m fastsd_lib session add-images {shlex.quote(session.name)} FOLDER"
+        found.append(Finding("instance_images", "holds no photos", f"add some: {add}"))
     names = {photo.name for photo in photos}
     for path in sorted(session.instance_images.glob("*")):
         if path.is_file() and path.name not in names and not is_junk(path.name):
@@ -80,5 +79,5 @@ def _captions(session: Session, stems: set[str]) -> list[Finding]:
     ]
 
 
-def _shown(session: Session, path) -> str:
+def _shown(session: Session, path: Path) -> str:
     return escaped(path.relative_to(session.path).as_posix())

@@ -59,7 +59,8 @@ def test_a_new_session_has_every_part_and_its_manifest(tmp_path):
     assert [entry["event"] for entry in manifest["history"]] == ["created"]
     assert session.model_file.name == "Мой кот.safetensors"
     assert open_session(tmp_path, "Мой кот") == session
-    assert verify(session)[0].file == "instance_images"
+    (finding,) = verify(session)
+    assert finding.file == "instance_images" and "session add-images 'Мой кот' FOLDER" in finding.fix
 
 
 def test_creating_it_again_completes_it_and_keeps_what_is_there(tmp_path):
