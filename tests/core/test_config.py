@@ -28,8 +28,8 @@ from fastsd_lib.training.config import DreamBoothConfig
 class Oven:
     """A config of its own, with one field of every kind."""
 
-    LIMITS: ClassVar = {"minutes": (1, 60), "heat": (0.0, 300.0)}
-    CHOICES: ClassVar = {"shelf": ("top", "middle", "bottom")}
+    LIMITS: ClassVar[dict] = {"minutes": (1, 60), "heat": (0.0, 300.0)}
+    CHOICES: ClassVar[dict] = {"shelf": ("top", "middle", "bottom")}
 
     dish: str
     minutes: int = 20
