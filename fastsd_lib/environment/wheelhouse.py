@@ -7,6 +7,7 @@ trusted no more than the index: what is installed must still have the hash that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path, sha256_file
+from fastsd_lib.core.files import CHUNK_BYTES, atomic_path, sha256_file
 from fastsd_lib.core.progress import duration
 from fastsd_lib.environment import bootstrap, failures, locks, markers
 from fastsd_lib.environment.bootstrap import Say, Venv
@@ -166,12 +167,15 @@ def _unpack(stored: zipfile.ZipFile, hashes: dict[str, str], folder: Path, archi
             f"{archive} and its manifest disagree about {name}. Nothing was installed.", fix=again
         )
     for name, expected in hashes.items():
-        wheel = folder / Path(name).name
+        digest = hashlib.sha256()
         try:
-            wheel.write_bytes(stored.read(f"wheels/{name}"))
+            with stored.open(f"wheels/{name}") as source, (folder / Path(name).name).open("wb") as wheel:
+                while chunk := source.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    wheel.write(chunk)
         except zipfile.BadZipFile:
             raise _changed(archive, name, again) from None
-        if sha256_file(wheel) != expected:
+        if digest.hexdigest() != expected:
             raise _changed(archive, name, again)
 
 
