@@ -95,7 +95,7 @@ def _unless_idle(line: str) -> None:
 
 def _runs_here(profile: str) -> bool:
     """True if the running Python is the one to use: Colab's, or one that a user filled; never beside a `.venv/`."""
-    if hosts.which() in hosts.READY_MADE:
+    if hosts.which() in hosts.READY_MADE or not bootstrap.is_checkout():
         return True
     if bootstrap.project_venv().python_version:
         return False

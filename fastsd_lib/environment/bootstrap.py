@@ -74,6 +74,11 @@ class Venv:
         return Path(sys.prefix).resolve() == self.path.resolve()
 
 
+def is_checkout() -> bool:
+    """False where the package was installed by pip: then the Python it lies in is the one to use."""
+    return (REPOSITORY / "pyproject.toml").is_file()
+
+
 def project_venv() -> Venv:
     return Venv(REPOSITORY / ".venv")
 

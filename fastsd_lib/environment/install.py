@@ -46,8 +46,9 @@ def make_wheelhouse(profile: str, folder: Path, report: Say = print, *, venv: Ve
 
 
 def _is_foreign(project: Venv) -> bool:
-    """True where the running Python is the one to add to: a notebook's kernel, or a host that comes with the stack."""
-    return not project.is_running and (hosts.which() in hosts.READY_MADE or "ipykernel" in sys.modules)
+    """True where the running Python is the one to add to: a notebook's, a host's with the stack, pip's own."""
+    here = hosts.which() in hosts.READY_MADE or "ipykernel" in sys.modules or not bootstrap.is_checkout()
+    return here and not project.is_running
 
 
 def _fill(

@@ -106,6 +106,7 @@ def project(tmp_path: Path) -> Project:
         shutil.copytree(REPOSITORY / "fastsd_lib" / room, package / room, ignore=ignore)
     for file in ("__init__.py", "__main__.py", "launch.py"):
         shutil.copy(REPOSITORY / "fastsd_lib" / file, package / file)
+    (path / "pyproject.toml").touch()  # the sign of a checkout
     wheels = tmp_path / "wheels"
     surroundings = {
         "PATH": os.environ["PATH"],

@@ -86,3 +86,11 @@ def test_a_command_runs_in_the_environment_with_its_exit_status_and_its_input(pr
     )
     assert ran.returncode == 7, ran.stderr
     assert ran.stdout.splitlines()[-1] == "['identify', 'a file.ckpt'] hello 1.0"
+
+
+def test_a_package_that_pip_installed_makes_no_environment_beside_itself(project):
+    (project.path / "pyproject.toml").unlink()
+    project.lock(*sorted(project.wheels.glob("*.whl")), requires=["pytest"])
+    ran = project.run("install", "core")
+    assert ran.stdout == "Nothing to do: core is installed here.\n", ran.stderr
+    assert not project.venv.python_version
