@@ -701,11 +701,11 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     for stage, steps, minutes in (
-        ("vae", 9000, 18),
-        ("clip", 1500, 5),
-        ("judge", 1500, 4),
-        ("unet", 12000, 62),
-        ("decoder", 9000, 10),
+        ("vae", 9000, 17),
+        ("clip", 1500, 4.5),
+        ("judge", 1500, 3.5),
+        ("unet", 12000, 58),
+        ("decoder", 9000, 4),
     ):
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes)

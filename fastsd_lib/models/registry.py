@@ -16,7 +16,7 @@ from fastsd_lib.models.identify import identify
 EMBEDDED = "embedded"
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
-TRAIN_EMBEDDED = "python3 benchmarks/tiny_model/train.py"
+TRAIN_EMBEDDED = "python3 -m benchmarks.tiny_model.train"
 
 
 @dataclass(frozen=True)

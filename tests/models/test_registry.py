@@ -176,7 +176,7 @@ def test_a_missing_embedded_model_names_the_command_that_trains_it(tmp_path, mon
     monkeypatch.setattr(registry, "EMBEDDED_FOLDER", tmp_path)
     with pytest.raises(UserError, match="The embedded model is not there") as error:
         base_model()
-    assert "benchmarks/tiny_model/train.py" in error.value.fix
+    assert "python3 -m benchmarks.tiny_model.train" in error.value.fix
 
 
 def test_every_known_model_is_found_by_its_aliases_and_no_alias_twice():
