@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsd_lib.core.config import load_config, save_config
+from fastsd_lib.core.config import load_config
 from fastsd_lib.core.errors import UserError, require
-from fastsd_lib.core.file_kinds import list_photos
-from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json
+from fastsd_lib.core.files import plain_disk_errors, read_json
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.environment.hosts import default_root
@@ -22,19 +21,17 @@ from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.photos import photos
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.training.config import DreamBoothConfig
+from fastsd_lib.workflows import class_images, model_folders
 from fastsd_lib.workflows.samples import sample_photos, sample_subject
+from fastsd_lib.workflows.training_run import run_training
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fastsd_lib.formats.parts import Parts
-    from fastsd_lib.generation.engine import Engine
     from fastsd_lib.images.crop import CropBox
     from fastsd_lib.images.store import PhotoReport
     from fastsd_lib.training.checkpoint import Checkpoint
     from fastsd_lib.training.training_set import TrainingSet
-
-CLASS_BATCH = 16  # class images drawn at once, and lost at most when the runtime dies
 
 
 def open_session(name: str, root: str | Path | None = None, create_if_missing: bool = True) -> Session:
@@ -147,21 +144,14 @@ def planned(
 
 
 def make_class_images(
-    session: Session, base: ModelFiles, config: DreamBoothConfig, report: Report = silent
+    session: Session,
+    base: ModelFiles,
+    config: DreamBoothConfig,
+    report: Report = silent,
+    should_stop: Callable[[], bool] | None = None,
 ) -> int:
-    """Fill class_images/ with the base model's own pictures of the class; returns how many training will use.
-
-    Pictures that the user put there count first. Ours carry the fingerprint of what made them in their names,
-    so an interrupted call makes only what is missing and another prompt makes its own.
-    """
-    if not config.prior_preservation:
-        return 0
-    wanted = _class_images(session, base, config)
-    missing = [path for path in wanted if not path.is_file()]
-    if missing:
-        _draw_class_images(session, base, config, missing, report)
-        sessions.record(session, "class images made", count=len(missing), prompt=config.class_prompt)
-    return len(wanted)
+    """Fill class_images/ with the base model's own pictures of the class; returns how many training will use."""
+    return len(class_images.make(session, base, config, report, should_stop))
 
 
 def train(
@@ -180,70 +170,9 @@ def train(
     require("diffusers", group="train")
     _refuse_conflicts(config)
     with plain_disk_errors(f"write to session {session.name!r}"):
-        make_class_images(session, base, config, report)
-        return _train(session, base, config, report, should_stop, resume)
-
-
-def _train(
-    session: Session,
-    base: ModelFiles,
-    config: DreamBoothConfig,
-    report: Report,
-    should_stop: Callable[[], bool] | None,
-    resume: bool,
-) -> Checkpoint:
-    from fastsd_lib.training import checkpoint as store
-    from fastsd_lib.training import latents, trainer
-
-    folder = _as_folder(session, base)
-    device = _device()
-    training_set = _training_set(session, base, config)
-    base_print = _model_fingerprint(folder)
-    run = trainer.run_fingerprint(base_print, training_set, config)
-    if not resume:
-        store.discard_run(session.checkpoints, run)
-    held, _ = store.newest_intact(session.checkpoints, run)
-    if held and held.finished:
-        report(ProgressEvent("U-Net", config.unet_steps, config.unet_steps, {"from": held.path.name}))
-        return held
-    save_config(config, session.recipe)
-    sessions.set_facts(session, base_model=_base_name(base))
-    sessions.record(
-        session,
-        "training started" if held is None else "training resumed",
-        run=run,
-        from_step=held.step if held else 0,
-    )
-    parts = _load_parts(folder, device)
-    cache = latents.load_or_encode(
-        session.path / "cache" / "latents.safetensors",
-        parts.vae,
-        base_print,
-        training_set,
-        config.resolution_px,
-        config.flip,
-        report,
-    )
-    checkpoint = trainer.train(
-        parts,
-        cache,
-        training_set,
-        config,
-        run=run,
-        checkpoints=session.checkpoints,
-        logs=session.logs,
-        device=device,
-        report=report,
-        should_stop=should_stop,
-        draw_samples=_sampler(session, config),
-    )
-    sessions.record(
-        session,
-        "training finished" if checkpoint.finished else "training stopped",
-        run=run,
-        step=checkpoint.step,
-    )
-    return checkpoint
+        drawn = class_images.make(session, base, config, report, should_stop)
+        training_set = _training_set(session, config, drawn)
+        return run_training(session, base, config, training_set, report, should_stop, resume)
 
 
 def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: Report = silent) -> ModelFiles:
@@ -253,7 +182,9 @@ def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: R
     from fastsd_lib.formats.single_file import export_single_file
 
     with tempfile.TemporaryDirectory(prefix="fastsd-export-") as scratch:
-        folder = _assemble(_as_folder(session, base), checkpoint, Path(scratch) / session.name)
+        folder = model_folders.with_trained_parts(
+            model_folders.as_folder(session, base), checkpoint, Path(scratch) / session.name
+        )
         recipe = read_json(checkpoint.path / "manifest.json")["config"]
         made = export_single_file(
             folder,
@@ -270,7 +201,7 @@ def draw(model: ModelFiles, prompt: str, seeds: Iterable[int]) -> list[Image]:
     """One picture per seed, at the model's own size and guidance."""
     from fastsd_lib.generation.engine import load_engine
 
-    return _draw_seeds(load_engine(model), prompt, list(seeds))
+    return class_images.draw_seeds(load_engine(model), prompt, list(seeds))
 
 
 def compare(
@@ -306,7 +237,7 @@ def compare(
         engine = load_engine(model)
         for number, prompt in enumerate(asked):
             report(ProgressEvent(f"pictures {when}", number, len(asked)))
-            cells += _draw_seeds(engine, prompt, seeds)
+            cells += class_images.draw_seeds(engine, prompt, seeds)
             labels.append(f"{when}: {prompt}")
         report(ProgressEvent(f"pictures {when}", len(asked), len(asked)))
     sheet = contact_sheet(
@@ -344,74 +275,10 @@ def convert(source: Path, target: Path, dtype: str | None = None, report: Report
     found = identify(source).model_files
     if found.layout == "diffusers":
         return export_single_file(found, target, dtype=dtype, report=report)
-    return import_single_file(source, target, config_from=_configs_for(source), report=report)
+    return import_single_file(source, target, config_from=model_folders.configs_for(source), report=report)
 
 
-# ------------------------------------------------------------------ introductions between rooms
-
-
-def _class_images(session: Session, base: ModelFiles, config: DreamBoothConfig) -> list[Path]:
-    """The user's own class images, then as many of ours as are still needed, whether they exist yet or not."""
-    given = [path for path in list_photos(session.class_images) if not path.name.startswith("class-")]
-    key = fingerprint(
-        [
-            _model_fingerprint(_as_folder(session, base)),
-            config.class_prompt,
-            config.resolution_px,
-            config.seed,
-        ]
-    )[:8]
-    needed = max(0, config.class_images - len(given))
-    return given[: config.class_images] + [
-        session.class_images / f"class-{key}-{number:04d}.png" for number in range(needed)
-    ]
-
-
-def _draw_class_images(
-    session: Session, base: ModelFiles, config: DreamBoothConfig, missing: list[Path], report: Report
-) -> None:
-    from fastsd_lib.generation.engine import load_engine
-    from fastsd_lib.generation.infotext import save_picture
-    from fastsd_lib.generation.request import GenerationRequest
-
-    engine = load_engine(base)
-    report(ProgressEvent("class images", 0, len(missing)))
-    for start in range(0, len(missing), CLASS_BATCH):
-        batch = missing[start : start + CLASS_BATCH]
-        # A picture's seed is its number, so that one that was lost is made again as it was.
-        numbers = [int(path.stem.rsplit("-", 1)[1]) for path in batch]
-        for run in _consecutive(numbers):
-            request = GenerationRequest(
-                config.class_prompt,
-                seed=(config.seed + 100_000 + run[0]) % 2**32,
-                count=len(run),
-                width_px=config.resolution_px,
-                height_px=config.resolution_px,
-            )
-            for number, picture in zip(run, engine.generate(request), strict=True):
-                save_picture(picture, batch[numbers.index(number)])
-        report(ProgressEvent("class images", start + len(batch), len(missing)))
-
-
-def _draw_seeds(engine: Engine, prompt: str, seeds: list[int]) -> list[Image]:
-    """Seeds in a row are drawn as one batch; each picture is the one its seed gives alone."""
-    from fastsd_lib.generation.request import GenerationRequest
-
-    requests = [GenerationRequest(prompt, seed=run[0], count=len(run)) for run in _consecutive(seeds)]
-    return [picture.image for request in requests for picture in engine.generate(request)]
-
-
-def _consecutive(numbers: list[int]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return runs
-
-
-def _training_set(session: Session, base: ModelFiles, config: DreamBoothConfig) -> TrainingSet:
+def _training_set(session: Session, config: DreamBoothConfig, drawn: list[Path]) -> TrainingSet:
     from fastsd_lib.images.instance import InstanceImage
     from fastsd_lib.training.training_set import TrainingSet
 
@@ -419,111 +286,7 @@ def _training_set(session: Session, base: ModelFiles, config: DreamBoothConfig) 
     instances = tuple(
         InstanceImage(photo, prompts[photo.name], crops[photo.name]) for photo in photos(session)
     )
-    class_images = tuple(_class_images(session, base, config)) if config.prior_preservation else ()
-    return TrainingSet(instances, class_images, config.class_prompt)
-
-
-def _sampler(session: Session, config: DreamBoothConfig) -> Callable[[Parts, int], tuple[Path, ...]]:
-    """Draws the sample prompt with fixed seeds on the live weights, into samples/."""
-
-    def draw_samples(parts: Parts, step: int) -> tuple[Path, ...]:
-        from fastsd_lib.generation import engine
-        from fastsd_lib.generation.infotext import save_picture
-        from fastsd_lib.generation.request import GenerationRequest
-
-        prompt = config.sample_prompt or config.instance_prompt
-        request = GenerationRequest(
-            prompt,
-            seed=config.seed,
-            count=config.sample_count,
-            width_px=config.resolution_px,
-            height_px=config.resolution_px,
-        )
-        pictures = engine.draw(parts, request)
-        return tuple(
-            save_picture(picture, session.samples / f"step_{step:06d}_{i + 1}.png")
-            for i, picture in enumerate(pictures)
-        )
-
-    return draw_samples
-
-
-def _load_parts(folder: ModelFiles, device: str) -> Parts:
-    import torch
-
-    from fastsd_lib.formats.parts import load_parts
-
-    return load_parts(folder, torch.device(device), torch.float32)
-
-
-def _as_folder(session: Session, base: ModelFiles) -> ModelFiles:
-    """The base model as a Diffusers folder; a single file is unpacked once, beside the session's cache."""
-    if base.layout == "diffusers":
-        return base
-    from fastsd_lib.formats.single_file import import_single_file
-
-    stat = base.path.stat()
-    folder = session.path / "cache" / f"base-{fingerprint([str(base.path), stat.st_size, stat.st_mtime_ns])}"
-    if (folder / "model_index.json").is_file():
-        return ModelFiles(base.family, "diffusers", folder)
-    return import_single_file(base.path, folder, config_from=_configs_for(base.path))
-
-
-def _configs_for(file: Path) -> Path | None:
-    """Where a single file's configs come from: itself, else those of stock Stable Diffusion 1.5."""
-    from fastsd_lib.formats.single_file import carries_configs
-
-    return None if carries_configs(file) else registry.stock_configs()
-
-
-def _assemble(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFiles:
-    """The base model's folder with the checkpoint's weights in it; what did not change is linked, not copied."""
-    import shutil
-
-    from fastsd_lib.training.checkpoint import PARTS
-
-    trained = [part for part in PARTS if (checkpoint.path / f"{part}.safetensors").is_file()]
-
-    def unwanted(directory: str, names: list[str]) -> set[str]:
-        replaced = Path(directory).name in trained
-        return {
-            name
-            for name in names
-            if name.endswith((".md", ".bin"))
-            or name == "judge.safetensors"
-            or (replaced and "safetensors" in name)
-        }
-
-    shutil.copytree(
-        base.path,
-        folder,
-        ignore=unwanted,
-        copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()),
-    )
-    for part in trained:
-        weights = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
-        (folder / part / weights).symlink_to((checkpoint.path / f"{part}.safetensors").resolve())
-    return ModelFiles(base.family, "diffusers", folder)
-
-
-def _base_name(base: ModelFiles) -> str:
-    return registry.EMBEDDED if base.path == registry.EMBEDDED_FOLDER else str(base.path)
-
-
-def _model_fingerprint(model: ModelFiles) -> str:
-    """Of names, sizes and the first and last mebibyte of every weight file: quick, and different for different weights."""
-    import hashlib
-
-    rows = []
-    for path in sorted(model.path.rglob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            head = handle.read(1 << 20)
-            handle.seek(max(0, size - (1 << 20)))
-            rows.append(
-                [str(path.relative_to(model.path)), size, hashlib.sha256(head + handle.read()).hexdigest()]
-            )
-    return fingerprint(rows)
+    return TrainingSet(instances, tuple(drawn), config.class_prompt)
 
 
 def _refuse_conflicts(config: DreamBoothConfig) -> None:
@@ -533,12 +296,6 @@ def _refuse_conflicts(config: DreamBoothConfig) -> None:
             "These settings do not go together: " + "; ".join(problems) + ".",
             fix="change them in the recipe and start again.",
         )
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 __all__ = [

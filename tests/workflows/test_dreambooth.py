@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.training.config import DreamBoothConfig
-from fastsd_lib.workflows import dreambooth
+from fastsd_lib.workflows import class_images, dreambooth
 
 CONFIG = DreamBoothConfig(
     "photo of sks cat",
@@ -85,7 +85,20 @@ def test_a_second_call_with_the_same_settings_trains_nothing(session, narrow_sd1
     assert dreambooth.train(session, narrow_sd15, replace(CONFIG, unet_steps=4)).step == 6
 
 
+def test_a_stop_is_heard_while_class_images_are_drawn_and_what_was_drawn_is_kept(
+    session, narrow_sd15, monkeypatch
+):
+    monkeypatch.setattr(class_images, "BATCH", 2)
+    ticks = count(1)
+    with pytest.raises(UserError, match="Stopped with 2 of 3 class images drawn; they are kept") as caught:
+        dreambooth.train(session, narrow_sd15, CONFIG, should_stop=lambda: next(ticks) >= 2)
+    assert "run this again" in caught.value.fix
+    assert len(list(session.class_images.glob("class-*.png"))) == 2
+    assert dreambooth.make_class_images(session, narrow_sd15, CONFIG) == 3
+
+
 def test_a_stopped_run_continues_and_starting_over_is_a_choice(session, narrow_sd15):
+    dreambooth.make_class_images(session, narrow_sd15, CONFIG)
     ticks = count(1)
     stopped = dreambooth.train(session, narrow_sd15, CONFIG, should_stop=lambda: next(ticks) >= 3)
     assert (stopped.step, stopped.finished) == (3, False)
@@ -109,7 +122,7 @@ def test_lost_class_images_are_made_again_as_they_were_and_the_user_s_own_come_f
     )  # drawn alone instead of in a batch: the last bit may round differently
     Image.new("RGB", (80, 80), "red").save(session.class_images / "mine.png")
     assert dreambooth.make_class_images(session, narrow_sd15, CONFIG) == 3
-    assert dreambooth._class_images(session, narrow_sd15, CONFIG)[0].name == "mine.png"
+    assert class_images.planned(session, narrow_sd15, CONFIG)[0].name == "mine.png"
     assert dreambooth.make_class_images(session, narrow_sd15, replace(CONFIG, class_prompt="")) == 0
 
 

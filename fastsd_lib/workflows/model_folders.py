@@ -1,0 +1,91 @@
+"""Model files as training and export need them: a Diffusers folder, wherever the model came from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastsd_lib.core.files import fingerprint
+from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.models import registry
+from fastsd_lib.sessions.session import Session
+
+if TYPE_CHECKING:
+    from fastsd_lib.formats.parts import Parts
+    from fastsd_lib.training.checkpoint import Checkpoint
+
+
+def as_folder(session: Session, base: ModelFiles) -> ModelFiles:
+    """The base model as a Diffusers folder; a single file is unpacked once, beside the session's cache."""
+    if base.layout == "diffusers":
+        return base
+    from fastsd_lib.formats.single_file import import_single_file
+
+    stat = base.path.stat()
+    folder = session.path / "cache" / f"base-{fingerprint([str(base.path), stat.st_size, stat.st_mtime_ns])}"
+    if (folder / "model_index.json").is_file():
+        return ModelFiles(base.family, "diffusers", folder)
+    return import_single_file(base.path, folder, config_from=configs_for(base.path))
+
+
+def configs_for(file: Path) -> Path | None:
+    """Where a single file's configs come from: itself, else those of stock Stable Diffusion 1.5."""
+    from fastsd_lib.formats.single_file import carries_configs
+
+    return None if carries_configs(file) else registry.stock_configs()
+
+
+def with_trained_parts(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFiles:
+    """The base model's folder with the checkpoint's weights in it; what did not change is linked, not copied."""
+    from fastsd_lib.training.checkpoint import PARTS
+
+    trained = [part for part in PARTS if (checkpoint.path / f"{part}.safetensors").is_file()]
+
+    def unwanted(directory: str, names: list[str]) -> set[str]:
+        replaced = Path(directory).name in trained
+        return {
+            name
+            for name in names
+            if name.endswith((".md", ".bin"))
+            or name == "judge.safetensors"
+            or (replaced and "safetensors" in name)
+        }
+
+    shutil.copytree(
+        base.path,
+        folder,
+        ignore=unwanted,
+        copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()),
+    )
+    for part in trained:
+        weights = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        (folder / part / weights).symlink_to((checkpoint.path / f"{part}.safetensors").resolve())
+    return ModelFiles(base.family, "diffusers", folder)
+
+
+def name_of(base: ModelFiles) -> str:
+    return registry.EMBEDDED if base.path == registry.EMBEDDED_FOLDER else str(base.path)
+
+
+def weights_fingerprint(model: ModelFiles) -> str:
+    """Of names, sizes and the first and last mebibyte of every weight file: quick, and different for different weights."""
+    rows = []
+    for path in sorted(model.path.rglob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            head = handle.read(1 << 20)
+            handle.seek(max(0, size - (1 << 20)))
+            rows.append(
+                [str(path.relative_to(model.path)), size, hashlib.sha256(head + handle.read()).hexdigest()]
+            )
+    return fingerprint(rows)
+
+
+def load(folder: ModelFiles, device: str) -> Parts:
+    import torch
+
+    from fastsd_lib.formats.parts import load_parts
+
+    return load_parts(folder, torch.device(device), torch.float32)
