@@ -7,33 +7,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from fastsd_lib.cli_session import add_session
+from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import ConsoleProgress
 from fastsd_lib.environment import commands as environment_commands
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line with the way out, like every other error here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(
-            f"{self.prog}: {message}.",
-            fix=f"{self.prog.replace('fastsd', 'python3 -m fastsd_lib', 1)} --help",
-        )
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
-            near = difflib.get_close_matches(str(value), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
-            raise UserError(f"{self.prog}: there is no {value!r} here.", fix=hint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     environment_commands.add_commands(known)
     for add in (
-        _add_session,
+        add_session,
         _add_train,
         _add_generate,
         _add_identify,
@@ -69,159 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return options.run(options, rest)
 
 
-def _command(
-    known: Any,
-    name: str,
-    run: Callable[[argparse.Namespace, list[str]], int],
-    text: str,
-    as_json: bool = True,
-) -> argparse.ArgumentParser:
-    parser = known.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(run=run)
-    if as_json:
-        parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def _print(options: argparse.Namespace, value: Any, lines: Sequence[str]) -> None:
-    if options.json:
-        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-    else:
-        print("\n".join(lines))
-
-
-# ------------------------------------------------------------------ session
-
-
-def _add_session(known: Any) -> None:
-    parser = known.add_parser("session", help="sessions on Drive or any folder", allow_abbrev=False)
-    actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
-
-    def action(
-        name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str, named: bool = True
-    ) -> argparse.ArgumentParser:
-        made = _command(actions, name, run, text)
-        if named:
-            made.add_argument("name", metavar="SESSION")
-        _add_root(made)
-        return made
-
-    action("list", _session_list, "the sessions there are", named=False)
-    action("create", _session_create, "a new, empty session")
-    action("show", _session_show, "what a session holds")
-    adder = action("add-images", _session_add, "copy photos (files, folders, zips) into a session")
-    adder.add_argument("sources", nargs="+", type=Path, metavar="PHOTOS")
-    adder.add_argument("--strict", action="store_true", help="exit 2 if any file could not be used")
-    captioner = action(
-        "caption", _session_caption, "captions from file names; shows each photo's training prompt"
-    )
-    captioner.add_argument(
-        "--instance-prompt", required=True, metavar="TEXT", help='such as "photo of sks cat"'
-    )
-    captioner.add_argument("--overwrite", action="store_true", help="replace captions that are there")
-    action("verify", _session_verify, "check every file that the session relies on")
-
-
-def _add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--root",
-        type=Path,
-        metavar="DIR",
-        help="where sessions live (default: Drive on Colab, ~/fastsd elsewhere)",
-    )
-
-
-def _open(options: argparse.Namespace) -> Any:
-    from fastsd_lib.workflows import dreambooth
-
-    return dreambooth.open_session(options.name, root=options.root, create_if_missing=False)
-
-
-def _session_list(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.environment.hosts import default_root
-    from fastsd_lib.sessions import session as sessions
-
-    root = options.root or default_root()
-    rows = [sessions.summary(one) for one in sessions.list_sessions(root)]
-    lines = [
-        f"{row['name']}: {row['photos']} photos, {len(row['checkpoints'])} checkpoints, "
-        f"model {', '.join(row['models']) or 'none yet'}"
-        for row in rows
-    ]
-    _print(
-        options,
-        rows,
-        lines
-        or [
-            f"No sessions in {sessions.sessions_dir(root)} yet. Make one: python3 -m fastsd_lib session create NAME"
-        ],
-    )
-    return 0
-
-
-def _session_create(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.environment.hosts import default_root
-    from fastsd_lib.sessions import session as sessions
-
-    made = sessions.create_session(options.root or default_root(), options.name)
-    _print(
-        options,
-        {"name": made.name, "path": str(made.path)},
-        [
-            f"Made {made.path}",
-            f"Next: python3 -m fastsd_lib session add-images {shlex.quote(made.name)} FOLDER",
-        ],
-    )
-    return 0
-
-
-def _session_show(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.sessions import session as sessions
-
-    summary = sessions.summary(_open(options))
-    _print(options, summary, [f"{key}: {value}" for key, value in summary.items() if key != "history"])
-    return 0
-
-
-def _session_add(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import dreambooth
-
-    outcome = dreambooth.add_photos(_open(options), options.sources, _progress(options))
-    rejected = [{"name": one.name, "code": one.code, "reason": one.reason} for one in outcome.rejected]
-    value = {
-        "accepted": [path.name for path in outcome.accepted],
-        "already_here": len(outcome.already_here),
-        "rejected": rejected,
-    }
-    _print(options, value, outcome.lines())
-    return 2 if options.strict and rejected else 0
-
-
-def _session_caption(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import dreambooth
-
-    prompts = dreambooth.caption_photos(_open(options), options.instance_prompt, overwrite=options.overwrite)
-    _print(
-        options,
-        prompts,
-        [f"{name}: {prompt}" for name, prompt in prompts.items()] or ["The session has no photos yet."],
-    )
-    return 0
-
-
-def _session_verify(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import dreambooth
-
-    problems = dreambooth.verify(_open(options))
-    _print(options, {"problems": problems}, problems or ["Everything is as it was written."])
-    return 2 if problems else 0
-
-
 # ------------------------------------------------------------------ train and generate
 
 
 def _add_train(known: Any) -> None:
-    parser = _command(known, "train", _train, "DreamBooth on a session's photos, exported as one file")
+    parser = command(known, "train", _train, "DreamBooth on a session's photos, exported as one file")
     parser.add_argument("name", metavar="SESSION")
     parser.add_argument(
         "choices", nargs="*", metavar="key=value", help="any line of recipe.yaml, such as unet_steps=800"
@@ -242,13 +77,13 @@ def _add_train(known: Any) -> None:
         action="store_true",
         help="start over although an unfinished run of these settings is there",
     )
-    _add_root(parser)
+    add_root(parser)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
-    session = _open(options)
+    session = opened(options)
     strange = next((word for word in rest if word.startswith("-") or "=" not in word), None)
     if strange is not None:
         raise UserError(
@@ -257,7 +92,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     choices = [*options.choices, *rest]
     base_name, config = dreambooth.planned(session, options.recipe, options.resume, options.model, choices)
     base = dreambooth.base_model(base_name)
-    progress = _progress(options)
+    progress = console_progress(options)
     checkpoint = dreambooth.train(session, base, config, report=progress, resume=not options.restart)
     if not checkpoint.finished:
         stopped = (
@@ -274,7 +109,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
                 *(["--root", str(options.root)] if options.root else []),
             ]
         )
-        _print(
+        show(
             options,
             {"finished": False, "step": checkpoint.step, "checkpoint": str(checkpoint.path)},
             [stopped, f"Continue: {again}"],
@@ -287,7 +122,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         f"Before and after: {grid}",
         f'Try it: python3 -m fastsd_lib generate "{config.instance_prompt}" --model "{made.path}"',
     ]
-    _print(
+    show(
         options,
         {"finished": True, "model": str(made.path), "grid": str(grid), "checkpoint": str(checkpoint.path)},
         lines,
@@ -296,7 +131,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_generate(known: Any) -> None:
-    parser = _command(known, "generate", _generate, "text to image")
+    parser = command(known, "generate", _generate, "text to image")
     parser.add_argument("prompt")
     parser.add_argument(
         "--model",
@@ -333,9 +168,9 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     )
     request.check()
     written = generate_to_folder(
-        dreambooth.base_model(options.model), request, options.out, _progress(options)
+        dreambooth.base_model(options.model), request, options.out, console_progress(options)
     )
-    _print(options, [str(path) for path in written], [str(path) for path in written])
+    show(options, [str(path) for path in written], [str(path) for path in written])
     return 0
 
 
@@ -343,7 +178,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_identify(known: Any) -> None:
-    parser = _command(known, "identify", _identify, "model family and layout, from the header alone")
+    parser = command(known, "identify", _identify, "model family and layout, from the header alone")
     parser.add_argument("file", type=Path)
 
 
@@ -356,12 +191,12 @@ def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     value = {
         key: str(item) if isinstance(item, Path) else item for key, item in dataclasses.asdict(found).items()
     }
-    _print(options, value, [f"{key}: {item}" for key, item in value.items()])
+    show(options, value, [f"{key}: {item}" for key, item in value.items()])
     return 0
 
 
 def _add_convert(known: Any) -> None:
-    parser = _command(
+    parser = command(
         known, "convert", _convert, "Diffusers folder <-> single .safetensors file (Stable Diffusion 1.x)"
     )
     parser.add_argument("source", type=Path, metavar="SRC")
@@ -378,21 +213,24 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
     made = dreambooth.convert(
-        options.source, options.target, None if options.dtype == "keep" else options.dtype, _progress(options)
+        options.source,
+        options.target,
+        None if options.dtype == "keep" else options.dtype,
+        console_progress(options),
     )
-    _print(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
+    show(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
     return 0
 
 
 def _add_models(known: Any) -> None:
     parser = known.add_parser("models", help="base models by name", allow_abbrev=False)
     actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
-    _command(actions, "list", _models_list, "the base models that have a name")
+    command(actions, "list", _models_list, "the base models that have a name")
     for name, run, text in (
         ("info", _models_info, "what is known of one model"),
         ("download", _models_download, "fetch a model into the cache"),
     ):
-        _command(actions, name, run, text).add_argument("model")
+        command(actions, name, run, text).add_argument("model")
 
 
 def _models_list(options: argparse.Namespace, rest: list[str]) -> int:
@@ -401,7 +239,7 @@ def _models_list(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.models.registry import KNOWN_MODELS
 
     rows = [dataclasses.asdict(model) for model in KNOWN_MODELS]
-    _print(
+    show(
         options,
         rows,
         [f"{row['name']}: {row['about']} ({row['resolution_px']} px, {row['licence']})" for row in rows],
@@ -417,7 +255,7 @@ def _models_info(options: argparse.Namespace, rest: list[str]) -> int:
     for model in KNOWN_MODELS:
         if options.model in (model.name, *model.aliases):
             value = dataclasses.asdict(model)
-            _print(options, value, [f"{key}: {item}" for key, item in value.items()])
+            show(options, value, [f"{key}: {item}" for key, item in value.items()])
             return 0
     options.file = Path(options.model)
     return _identify(options, rest)
@@ -427,7 +265,7 @@ def _models_download(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import dreambooth
 
     made = dreambooth.base_model(options.model)
-    _print(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
+    show(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
     return 0
 
 
@@ -435,7 +273,7 @@ def _models_download(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_webui(known: Any) -> None:
-    parser = _command(known, "webui", _webui, "the web UI on this machine", as_json=False)
+    parser = command(known, "webui", _webui, "the web UI on this machine", as_json=False)
     parser.add_argument("--model", default="embedded", metavar="M")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
@@ -459,7 +297,7 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_benchmark(known: Any) -> None:
-    parser = _command(
+    parser = command(
         known, "benchmark", _benchmark, "the project's own figures beside its peers'", as_json=False
     )
     parser.add_argument("benchmark", nargs="?", default="", metavar="NAME")
@@ -490,7 +328,3 @@ def _benchmark(options: argparse.Namespace, rest: list[str]) -> int:
         )
     sys.path.insert(0, str(REPOSITORY))
     return importlib.import_module(f"benchmarks.{options.benchmark.replace('-', '_')}").main(rest)
-
-
-def _progress(options: argparse.Namespace) -> ConsoleProgress:
-    return ConsoleProgress(sys.stderr)
