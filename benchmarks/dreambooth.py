@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.tiny_model import world
-from benchmarks.tiny_model.train import PHOTO_BACKGROUNDS
+from benchmarks.tiny_model.package_data import PHOTO_BACKGROUNDS
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation import judge as judges
 from fastsd_lib.generation.engine import load_engine

@@ -37,7 +37,7 @@ def judge_accuracy(judge: judges.Judge, count: int = 1500) -> dict[str, float]:
 
 def vae_psnr(count: int = 256) -> float:
     """Mean PSNR in dB of reconstructing fresh renders with the weights as shipped."""
-    from benchmarks.tiny_model.train import psnr
+    from benchmarks.tiny_model.vae import psnr
     from fastsd_lib.formats.parts import load_parts
 
     rng = random.Random(UNTOUCHED_SEED + 1)
