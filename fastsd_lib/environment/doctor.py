@@ -317,7 +317,7 @@ def _reinstall(name: str) -> str:
 def _root() -> Iterator[Finding]:
     """Whether sessions can be kept: a file is written, renamed and read back where they lie."""
     root = hosts.default_root()
-    if hosts.which() == "colab" and root != hosts.DRIVE:
+    if hosts.which() == "colab" and hosts.mounted_drive() is None:
         mount = "from google.colab import drive; drive.mount('/content/drive')"
         yield Finding("drive", "not mounted: sessions are lost with this machine", True, mount)
     trouble = write_trouble(root)

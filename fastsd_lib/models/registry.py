@@ -54,7 +54,11 @@ SMALL_FILES = re.compile(
 )
 
 
-def base_model(name_or_path: str | Path = EMBEDDED, token: str | None = None) -> ModelFiles:
+# A token, or a function that looks for one: it is asked only when something is downloaded.
+Token = str | Callable[[], str | None] | None
+
+
+def base_model(name_or_path: str | Path = EMBEDDED, token: Token = None) -> ModelFiles:
     """The model files behind a name, an alias, a path or a Hugging Face id; downloads when it must.
 
     `token` (or HF_TOKEN, or the one stored by `hf auth login`) opens gated models; it is never printed.
@@ -74,7 +78,7 @@ def base_model(name_or_path: str | Path = EMBEDDED, token: str | None = None) ->
 
 
 def download(
-    hub_id: str, token: str | None = None, endpoint: str | None = None, cache_dir: Path | None = None
+    hub_id: str, token: Token = None, endpoint: str | None = None, cache_dir: Path | None = None
 ) -> ModelFiles:
     """Fetch a pipeline from the Hugging Face Hub: safetensors only, each part once.
 
@@ -85,9 +89,7 @@ def download(
     return identify(folder).model_files
 
 
-def stock_configs(
-    token: str | None = None, endpoint: str | None = None, cache_dir: Path | None = None
-) -> Path:
+def stock_configs(token: Token = None, endpoint: str | None = None, cache_dir: Path | None = None) -> Path:
     """A folder with the configs and tokenizer of Stable Diffusion 1.5: 2 MB from the Hub, once.
 
     Single files from elsewhere hold weights only; nearly all of them have this shape.
@@ -98,11 +100,11 @@ def stock_configs(
 Pick = Callable[[str, Iterable[str]], list[str]]  # (hub id, all its files) -> those to fetch
 
 
-def _fetch(hub_id: str, pick: Pick, token: str | None, endpoint: str | None, cache_dir: Path | None) -> Path:
+def _fetch(hub_id: str, pick: Pick, token: Token, endpoint: str | None, cache_dir: Path | None) -> Path:
     require("huggingface_hub", group="train")
     from huggingface_hub import HfApi, snapshot_download
 
-    token = token or os.environ.get("HF_TOKEN") or None
+    token = (token() if callable(token) else token) or os.environ.get("HF_TOKEN") or None
     try:
         # Not list_repo_files: without a network it retries for 23 s.
         siblings = HfApi(endpoint=endpoint, token=token).model_info(hub_id, timeout=10).siblings or []
@@ -191,7 +193,7 @@ def _download_error(hub_id: str, error: Exception, token: str | None) -> UserErr
     if kind == "GatedRepoError" or status == 403:
         return UserError(
             f"{hub_id} is gated: its licence must be accepted first.",
-            fix=f"open {page}, accept, then give a token of that account (token=..., or HF_TOKEN).",
+            fix=f"open {page}, accept, then give a token of that account (HF_TOKEN, or token.txt on Drive).",
         )
     if status == 401 and token:
         return UserError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 import shlex
 import shutil
 import unicodedata
@@ -16,8 +18,9 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk, list_photos
-from fastsd_lib.core.files import atomic_path, plain_disk_errors, read_json, write_json
+from fastsd_lib.core.files import atomic_path, plain_disk_errors, read_json, write_json, write_text
 from fastsd_lib.core.text import escaped, same_name
+from fastsd_lib.sessions import legacy
 from fastsd_lib.sessions.names import check_name
 
 SCHEMA = 1
@@ -118,14 +121,20 @@ def create_session(root: Path, name: str) -> Session:
             f"There is a session {escaped(twin)!r} already; {name!r} differs only in upper and lower case.",
             fix=f"open {escaped(twin)!r}, or choose another name.",
         )
-    session = Session(folder / name)
-    with plain_disk_errors(f"create the session {name!r}"):
+    return complete_session(Session(folder / name))
+
+
+def complete_session(session: Session) -> Session:
+    """Add the parts that `session` lacks, such as a folder of the older notebooks; what is there stays."""
+    with plain_disk_errors(f"create the session {session.name!r}"):
         for part in FOLDERS:
             (session.path / part).mkdir(parents=True, exist_ok=True)
-        for file in ("recipe.yaml", "README.md"):
-            if not (session.path / file).exists():
-                with atomic_path(session.path / file) as scratch:
-                    shutil.copyfile(template_dir() / file, scratch)
+        if not session.recipe.exists():
+            write_text(session.recipe, _first_recipe(session))
+        readme = session.path / "README.md"
+        if not readme.exists():
+            with atomic_path(readme) as scratch:
+                shutil.copyfile(template_dir() / readme.name, scratch)
         if not session.manifest.exists():
             record(session, "created")
     return session
@@ -207,18 +216,21 @@ def set_facts(session: Session, **facts: Any) -> None:
 def summary(session: Session) -> dict[str, Any]:
     """What `session show` prints; plain values, ready for JSON."""
     manifest = read_manifest(session)
-    models = [session.model_file, *sorted(session.path.glob("*.ckpt"))]
+    models = [session.model_file, *reversed(legacy.trained_models(session.path))]
     return {
         "name": session.name,
         "path": str(session.path),
         "created": manifest["created"],
         "base_model": manifest.get("base_model"),
         "photos": len(list_photos(session.instance_images)),
+        "identifiers": legacy.identifiers(legacy.photos_to_come(session.path)),
+        "proposed_prompt": legacy.instance_prompt_for(legacy.photos_to_come(session.path)),
         "captions": _files(session.captions, ".txt"),
         "class_images": len(list_photos(session.class_images)),
         "checkpoints": [path.name for path in sorted(session.checkpoints.glob("step_*")) if path.is_dir()],
         "samples": _files(session.samples, ".png"),
         "models": [path.name for path in models if path.is_file()],
+        "zips": [path.name for path in legacy.zips(session.path)],
         "bytes": _bytes_below(session.path),
         "legacy": not session.manifest.exists(),
         "history": manifest["history"][-HISTORY_SHOWN:],
@@ -226,7 +238,15 @@ def summary(session: Session) -> dict[str, Any]:
 
 
 def _is_session(session: Session) -> bool:
-    return session.manifest.is_file() or session.instance_images.is_dir()
+    return session.manifest.is_file() or session.instance_images.is_dir() or legacy.is_legacy(session.path)
+
+
+def _first_recipe(session: Session) -> str:
+    """The template's recipe; the photos of an older notebook's session name its subject already."""
+    recipe = (template_dir() / "recipe.yaml").read_text(encoding="utf-8")
+    prompt = legacy.instance_prompt_for(legacy.photos_to_come(session.path))
+    filled = f"instance_prompt: {json.dumps(prompt, ensure_ascii=False)}  # from the names of the photos"
+    return re.sub(r'^instance_prompt: "".*$', lambda _: filled, recipe, flags=re.M) if prompt else recipe
 
 
 def _spelled(folder: Path, name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk, list_photos
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.text import escaped, same_name
+from fastsd_lib.sessions import legacy
 from fastsd_lib.sessions.session import Session, read_manifest
 
 
@@ -30,7 +32,7 @@ def verify(session: Session) -> list[Finding]:
     except UserError as error:
         found.append(Finding("session.json", error.message, error.fix))
     photos = list_photos(session.instance_images)
-    if not photos:
+    if not photos and legacy.zips_to_unpack(session.path)[:1] != [session.path / legacy.ZIPS[0]]:
         add = f"python3 -m fastsd_lib session add-images {shlex.quote(session.name)} FOLDER"
         found.append(Finding("instance_images", "holds no photos", f"add some: {add}"))
     names = {photo.name for photo in photos}
@@ -52,6 +54,14 @@ def verify(session: Session) -> list[Finding]:
                 "delete it, if nothing runs here now",
             )
         )
+    for path in legacy.trained_models(session.path):
+        if wrong := legacy.damage(path):
+            found.append(
+                Finding(_shown(session, path), wrong, "copy it again from where it came; it is passed over")
+            )
+    for path in legacy.zips(session.path):
+        if not zipfile.is_zipfile(path):
+            found.append(Finding(_shown(session, path), "is no whole zip", "make the zip again"))
     if session.model_file.exists() and session.model_file.stat().st_size == 0:
         found.append(Finding(session.model_file.name, "is empty", "delete it and export again"))
     return found

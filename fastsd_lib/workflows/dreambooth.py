@@ -15,13 +15,14 @@ from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.files import plain_disk_errors, read_json
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.photos import photos
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.training.config import DreamBoothConfig
-from fastsd_lib.workflows import class_images, model_folders
+from fastsd_lib.workflows import class_images, model_folders, older_sessions
 from fastsd_lib.workflows.samples import sample_photos, sample_subject
 from fastsd_lib.workflows.training_run import run_training
 
@@ -38,7 +39,9 @@ def open_session(name: str, root: str | Path | None = None, create_if_missing: b
     """The session `name` below `root` (Drive on Colab, ~/fastsd elsewhere), made if it is missing."""
     place = Path(root).expanduser() if root else default_root()
     if create_if_missing:
-        name = sessions.create_session(place, name).name
+        session = sessions.create_session(place, name)
+        older_sessions.complete(session)
+        name = session.name
     return sessions.open_session(place, name)
 
 
@@ -102,9 +105,12 @@ def caption_photos(session: Session, instance_prompt: str, overwrite: bool = Fal
     return prompts
 
 
-def base_model(name_or_path: str | Path = registry.EMBEDDED) -> ModelFiles:
-    """The model to start from: "embedded", a Hugging Face id, a Diffusers folder or a single file."""
-    return registry.base_model(name_or_path)
+def base_model(name_or_path: str | Path = registry.EMBEDDED, root: Path | None = None) -> ModelFiles:
+    """The model to start from: "embedded", a Hugging Face id, a Diffusers folder or a single file.
+
+    Downloads use the user's token, also the one in token.txt below `root` (default: where sessions live).
+    """
+    return registry.base_model(name_or_path, token=lambda: tokens.hub_token(root))
 
 
 def recipe_for(base: ModelFiles, instance_prompt: str, class_prompt: str = "") -> DreamBoothConfig:
@@ -126,11 +132,13 @@ def planned(
 
     `choices` are `name=value` words that change the recipe.
     """
+    older_sessions.complete(session)
     base = model or sessions.read_manifest(session).get("base_model")
     if not base:
         raise UserError(
             f"No base model was chosen for session {session.name!r} yet.",
-            fix="add --model embedded (tiny, comes along, no download) or --model 1.5 (Stable Diffusion 1.5).",
+            fix=older_sessions.go_on_from(session)
+            or "add --model embedded (tiny, comes along, no download) or --model 1.5 (Stable Diffusion 1.5).",
         )
     if resume and not sessions.read_manifest(session).get("base_model"):
         raise UserError(

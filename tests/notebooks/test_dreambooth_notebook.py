@@ -87,7 +87,7 @@ def test_no_cell_decides_repeats_asks_or_calls_a_shell(code):
 def test_fields_of_the_recipe_have_its_names_and_leave_its_values(code):
     """AUTO (or "") means: as the recipe of the base model has it. The demo's own prompts stand in full."""
     fields = {field.name: field.default for field in dataclasses.fields(DreamBoothConfig)}
-    own = {"repository", "session_name", "storage_folder", "use_drive", "demo_subject", "photos_folder",
+    own = {"repository", "session_name", "storage_folder", "use_drive", "shared_drive", "demo_subject", "photos_folder",
            "base_model", "resume"}  # fmt: skip
     asked = parameters(code)
     assert set(asked) - own <= set(fields)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def legacy_session(root: Path, name: str = "old one") -> Path:
     (folder / "captions").mkdir()
     (folder / "instance_images" / "phtmejhn (1).jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(40))
     (folder / "captions" / "phtmejhn (1).txt").write_text("smiling")
-    (folder / f"{name}.ckpt").write_bytes(b"pickle")
+    with zipfile.ZipFile(folder / f"{name}.ckpt", "w") as checkpoint:
+        checkpoint.writestr("archive/data.pkl", b"")
     return folder
 
 
