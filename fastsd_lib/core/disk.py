@@ -38,12 +38,17 @@ def make_folder(path: Path) -> None:
         os.mkdir(path)
 
 
-def make_folders(path: Path) -> None:
-    """`path` with the parents it lacks, each entered in its parent for good."""
+def make_folders(path: Path, root: Path | None = None) -> None:
+    """`path` with the parents it lacks, each entered in its parent for good.
+
+    FileNotFoundError when `root` would have to be made: a Drive that is gone must not come back as a local folder.
+    """
     if is_folder(path):
         return
+    if path == root:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if path.parent != path:
-        make_folders(path.parent)
+        make_folders(path.parent, root)
     try:
         make_folder(path)
     except FileExistsError:  # somebody else was quicker, or a file stands there

@@ -99,10 +99,12 @@ def write_checkpoint(
 def copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """The same bytes in a new folder of `folder`, under the same name where it is free, written as a save is.
 
-    OSError as from write_checkpoint; CheckpointDamaged when the original is not intact.
+    OSError as from write_checkpoint, also where there is no `folder`; CheckpointDamaged when the original is not intact.
     """
     manifest = sealed_folder.read_sealed(checkpoint.path)
     if manifest is None:
+        if not sealed_folder.manifests_in(checkpoint.path):
+            raise FileNotFoundError(errno.ENOENT, "it was deleted", str(checkpoint.path / MANIFEST))
         raise CheckpointDamaged(f"{checkpoint.path.name}: {MANIFEST} is missing or damaged")
     names = sorted(manifest["files"], key=lambda name: name != BEGUN)
     contents: dict[str, Content] = {name: partial(disk.read_chunks, checkpoint.path / name) for name in names}
@@ -116,7 +118,6 @@ def copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
                 raise CheckpointDamaged(f"{checkpoint.path.name}: {name} is damaged")
         return manifest
 
-    disk.make_folders(folder)
     return _write(folder, checkpoint.path.name, checkpoint.run, contents, same)
 
 
@@ -193,21 +194,36 @@ def newest_intact(folders: Path | Sequence[Path], run: str) -> tuple[Checkpoint 
 
 def find_damage(path: Path) -> str:
     """Empty for an intact checkpoint, else the first fault. Reads every byte."""
+    return _first_fault(path, read=True)
+
+
+def quick_damage(path: Path) -> str:
+    """As find_damage, by the seal and the sizes only."""
+    return _first_fault(path, read=False)
+
+
+def seal_of(checkpoint: Checkpoint) -> str:
+    """The same for copies of one save and for nothing else; empty when the seal is broken by now."""
+    manifest = sealed_folder.read_sealed(checkpoint.path)
+    return fingerprint(manifest) if manifest else ""
+
+
+def _first_fault(path: Path, read: bool) -> str:
     manifest = sealed_folder.read_sealed(path)
     if manifest is None:
         return f"{MANIFEST} is missing or damaged"
     for name, facts in manifest["files"].items():
-        if fault := _file_fault(path / name, facts):
+        if fault := _file_fault(path / name, facts, read):
             return fault
     return ""
 
 
-def _file_fault(file: Path, facts: list) -> str:
+def _file_fault(file: Path, facts: list, read: bool) -> str:
     try:
         size = disk.file_size(file)
         if size is None:
             return f"{file.name} is missing"
-        if size != facts[0] or list(disk.read_back(file)) != facts:
+        if size != facts[0] or (read and list(disk.read_back(file)) != facts):
             return f"{file.name} is damaged"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
@@ -269,7 +285,7 @@ def prune(
     either whole or unsealed.
     """
     sealed = list_checkpoints(folder, run)
-    whole = [one for one in sealed if _has_its_sizes(one.path)]
+    whole = [one for one in sealed if not quick_damage(one.path)]
     is_safe = confirmed or _is_proven
     newest_safe = next((number for number in reversed(range(len(whole))) if is_safe(whole[number])), None)
     if newest_safe is None:
@@ -324,25 +340,11 @@ def _to_trash(path: Path) -> None:
     disk.rename(path, trash / next(name for name in free if name not in taken))
 
 
-def _has_its_sizes(path: Path) -> bool:
-    manifest = sealed_folder.read_sealed(path)
-    try:
-        return manifest is not None and all(
-            disk.file_size(path / name) == size for name, (size, _) in manifest["files"].items()
-        )
-    except OSError:
-        return False
-
-
 def _is_proven(checkpoint: Checkpoint) -> bool:
-    manifest = sealed_folder.read_sealed(checkpoint.path)
-    if manifest is None:
+    seal = seal_of(checkpoint)
+    if not seal or (_proven.get(checkpoint.path) != seal and find_damage(checkpoint.path)):
         return False
-    seal = fingerprint(manifest)
-    if _proven.get(checkpoint.path) != seal:
-        if find_damage(checkpoint.path):
-            return False
-        _proven[checkpoint.path] = seal
+    _proven[checkpoint.path] = seal
     return True
 
 

@@ -23,6 +23,7 @@ _MANIFEST_NAMES = re.compile(r"manifest( \(\d+\))?\.json")  # Drive renames what
 #: The bytes of one file, in order. Called once for each time that the file is written.
 Content = Callable[[], Iterable[bytes | memoryview]]
 Facts = dict[str, list]  # file name -> [bytes, SHA-256]
+_left_behind: list[tuple[Path, list[str]]] = []  # folders that this program began and could not delete
 
 
 def write_sealed(
@@ -36,6 +37,7 @@ def write_sealed(
 
     Whatever is raised, OSError or else, the unfinished folder is deleted as far as the disk allows.
     """
+    _delete_left_behind(folder)
     path = _new_folder(folder, name, run)
     try:
         written: Facts = {}
@@ -49,10 +51,18 @@ def write_sealed(
         _write_checked(path / MANIFEST, (_sealed(manifest),))
         disk.sync_folder(path)
     except BaseException:
-        with suppress(OSError):
-            delete(path, contents)
+        _left_behind.append((path, list(contents)))
+        _delete_left_behind(folder)
         raise
     return path, manifest
+
+
+def _delete_left_behind(folder: Path) -> None:
+    """What a broken disk did not let go goes when it is well again: else each try would fill it further."""
+    for item in [item for item in _left_behind if item[0].parent == folder]:
+        with suppress(OSError):
+            delete(*item)
+            _left_behind.remove(item)
 
 
 def begun_bytes(step: int, run: str, files: Iterable[str]) -> bytes:
