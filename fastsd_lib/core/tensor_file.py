@@ -115,7 +115,7 @@ def write_tensor_file(
     placeholder = "0x" + "?" * 64
     if hash_key:
         metadata[hash_key] = placeholder
-    header = _header_bytes(tensors, metadata)
+    header = header_bytes(tensors, metadata)
     whole, hashes = hashlib.sha256(), {}
     with path.open("wb") as out:
         out.write(header)
@@ -146,7 +146,8 @@ def tensor_hashes(file: TensorFile) -> dict[str, str]:
     return hashes
 
 
-def _header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
+    """All that stands before the data of `tensors` in their order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:

@@ -1,138 +1,104 @@
-"""A resumable state on disk: weights, optimizer and position, sealed by a manifest that is written last."""
+"""The state of a run as files of a checkpoint, and back. How a checkpoint is written is sessions/checkpoints.py's.
+
+| file | holds |
+|---|---|
+| `unet.safetensors`, `text_encoder.safetensors` | what the model draws with: the average where there is one |
+| `lora.safetensors` | the same with `method: lora`: adapters alone, under kohya's names |
+| `live.safetensors` | the weights that training goes on with, where the above is their average |
+| `optimizer.safetensors` | Adam's two moments of every weight |
+| `random.json` | the generators of python, numpy, torch and each GPU |
+"""
 
 from __future__ import annotations
 
-import itertools
-import os
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import fingerprint, fsync_path, read_json, sha256_file, write_json
-from fastsd_lib.training.saving import save_tensors
+from fastsd_lib.core.tensor_file import NewTensor, header_bytes
+from fastsd_lib.sessions.checkpoints import (
+    Checkpoint,
+    Content,
+    discard_run,
+    find_damage,
+    list_checkpoints,
+    newest_intact,
+)
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
 PARTS = ("unet", "text_encoder")  # what training can change
+LORA_FILE = "lora.safetensors"
+LIVE_FILE = "live.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.json"
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One directory under checkpoints/; `step` counts both stages, the text encoder's first."""
+class Snapshot:
+    """Everything that one checkpoint holds, at one step; tensors are the live ones until they are copied."""
 
-    path: Path
     step: int
-    total_steps: int
-    stage: str  # "text encoder" or "U-Net"
-    run: str  # fingerprint of base model, training set and config: a run resumes only its own
+    stage: str
+    tensors: Mapping[str, Tensors]  # file name -> its tensors
+    texts: Mapping[str, bytes]  # file name -> its bytes
+    facts: Mapping[str, Any]  # for the manifest
+    frozen: frozenset[str] = frozenset()  # files whose tensors no later step of this stage changes
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of tensor files
 
     @property
-    def finished(self) -> bool:
-        return self.step >= self.total_steps
+    def size_bytes(self) -> int:
+        return sum(map(len, self.texts.values())) + sum(
+            one.nbytes for tensors in self.tensors.values() for one in tensors.values()
+        )
+
+    def contents(self) -> dict[str, Content]:
+        """Streams straight from memory: writing takes no second copy of anything that is on the CPU."""
+        files = {name: tensor_file(held, self.metadata.get(name)) for name, held in self.tensors.items()}
+        return files | {name: (lambda text=text: (text,)) for name, text in self.texts.items()}
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    total_steps: int,
-    stage: str,
-    run: str,
-    modules: dict[str, torch.nn.Module],
-    optimizer: torch.optim.Optimizer | None,
-    extra: dict[str, Any],
-) -> Checkpoint:
-    """Write a new directory beside its final name, verify it, seal it, then rename: whole or not at all."""
-    final = _free_name(folder, f"step_{step:06d}", run)
-    scratch = folder / f".{final.name}.{os.getpid()}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        for name, module in modules.items():
-            save_tensors(module.state_dict(), scratch / f"{name}.safetensors")
-        if optimizer is not None:
-            save_tensors(_optimizer_tensors(optimizer), scratch / OPTIMIZER_FILE)
-        files = {}
-        for path in sorted(scratch.iterdir()):
-            fsync_path(path)
-            files[path.name] = [path.stat().st_size, sha256_file(path)]
-        manifest = {
-            "schema": SCHEMA,
-            "step": step,
-            "total_steps": total_steps,
-            "stage": stage,
-            "run": run,
-            "files": files,
-            **extra,
-        }
-        write_json(scratch / MANIFEST, {**manifest, "seal": fingerprint(manifest)})
-        os.replace(scratch, final)
-        fsync_path(folder)
-    except OSError as error:
-        raise UserError(
-            f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}.",
-            fix="free some space there and run again with --resume; older checkpoints are untouched.",
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return Checkpoint(final, step, total_steps, stage, run)
+def tensor_file(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Content:
+    """A safetensors file of these tensors as a stream."""
+    # Wide ones first, so that each lies at a multiple of its width: readers map the file.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        entries = [
+            NewTensor(name, _DTYPES[one.dtype], tuple(one.shape), tuple) for name, one in ordered.items()
+        ]
+        yield header_bytes(entries, metadata or {"format": "pt"})
+        for one in ordered.values():
+            yield memoryview(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    return chunks
 
 
-def _free_name(folder: Path, name: str, run: str) -> Path:
-    """Another run, or a damaged checkpoint, may have the name: a directory is never written into twice."""
-    names = itertools.chain(
-        [name, f"{name}-{run[:8]}"], (f"{name}-{run[:8]}-{n}" for n in itertools.count(2))
-    )
-    return next(folder / one for one in names if not (folder / one).exists())
-
-
-def list_checkpoints(folder: Path, run: str | None = None) -> list[Checkpoint]:
-    """Sealed checkpoints, oldest first, of one run or of all; what has no manifest does not count."""
-    found = []
-    for path in folder.glob("step_*") if folder.is_dir() else ():
-        manifest = _sealed_manifest(path)
-        if manifest and (run is None or manifest["run"] == run):
-            found.append(
-                Checkpoint(
-                    path, manifest["step"], manifest["total_steps"], manifest["stage"], manifest["run"]
-                )
-            )
-    return sorted(found, key=lambda one: (one.step, one.path.name))
-
-
-def newest_intact(folder: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of `run` whose every byte is as it was written, and what was passed over, with the reason."""
-    rejected = []
-    for checkpoint in reversed(list_checkpoints(folder, run)):
-        damage = find_damage(checkpoint.path)
-        if not damage:
-            return checkpoint, rejected
-        rejected.append(f"{checkpoint.path.name}: {damage}")
-    return None, rejected
-
-
-def find_damage(path: Path) -> str:
-    """Empty for an intact checkpoint, else the first fault."""
-    manifest = _sealed_manifest(path)
-    if manifest is None:
-        return f"{MANIFEST} is missing or damaged"
-    for name, (size, digest) in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size or sha256_file(file) != digest:
-            return f"{name} is damaged"
-    return ""
-
-
-def load_weights(checkpoint: Checkpoint, name: str, module: torch.nn.Module) -> None:
-    module.load_state_dict(load_file(checkpoint.path / f"{name}.safetensors"))
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """By "<number of the parameter>.<name>"."""
+    return {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
@@ -148,36 +114,89 @@ def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> 
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def prune(folder: Path, run: str, keep: int) -> None:
-    """Delete the oldest sealed checkpoints of this run, but for the newest `keep`; nobody else's files."""
-    for checkpoint in list_checkpoints(folder, run)[:-keep]:
-        _discard(checkpoint)
+def load_tensors(checkpoint: Checkpoint, file: str) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.path / file)
 
 
-def discard_run(folder: Path, run: str) -> None:
-    """Unseal and delete the checkpoints of one run, so that it starts over."""
-    for checkpoint in list_checkpoints(folder, run):
-        _discard(checkpoint)
+def holds(checkpoint: Checkpoint, file: str) -> bool:
+    return (checkpoint.path / file).is_file()
 
 
-def _discard(checkpoint: Checkpoint) -> None:
-    (checkpoint.path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whatever dies
-    shutil.rmtree(checkpoint.path, ignore_errors=True)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor)
+def random_state() -> bytes:
+    """The generators of everything that could draw. Training draws from none of them; what it calls might."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, [int(one) for one in keys], *rest],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "cuda": [one.numpy().tobytes().hex() for one in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
     }
+    return json.dumps(state).encode()
 
 
-def _sealed_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = read_json(path / MANIFEST)
-        seal = manifest.pop("seal")
-    except (OSError, UserError, KeyError, AttributeError, TypeError):
-        return None
-    return manifest if seal == fingerprint(manifest) and manifest.get("schema") == SCHEMA else None
+def restore_random_state(checkpoint: Checkpoint) -> None:
+    """As it was at that step; checkpoints of the first release hold none."""
+    file = checkpoint.path / RANDOM_FILE
+    if not file.is_file():
+        return
+    state = json.loads(file.read_bytes())
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(_as_bytes(state["torch"]))
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([_as_bytes(one) for one in state["cuda"]])
+
+
+def _as_bytes(digits: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(digits), dtype=torch.uint8)
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """What besides the seed decides the last digits: versions, kernels, threads."""
+    import diffusers
+    import transformers
+
+    found = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if torch.device(device).type == "cuda":
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return found
+
+
+def what_changed(checkpoint: Checkpoint, device: str) -> str:
+    """Empty when a resumed run is exactly the run, else what differs: "torch 2.13.0 instead of 2.12.0"."""
+    then = checkpoint.facts.get("circumstances", {})
+    now = circumstances(device)
+    return ", ".join(
+        f"{name} {now[name]} instead of {value}"
+        for name, value in then.items()
+        if name in now and now[name] != value
+    )
+
+
+__all__ = [
+    "LORA_FILE",
+    "PARTS",
+    "Checkpoint",
+    "Snapshot",
+    "discard_run",
+    "find_damage",
+    "list_checkpoints",
+    "newest_intact",
+]

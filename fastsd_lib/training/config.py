@@ -25,13 +25,19 @@ class DreamBoothConfig:
         "warmup_steps": (0, 1_000_000),
         "min_snr_gamma": (0.0, 100.0),
         "offset_noise": (0.0, 1.0),
+        "lora_rank": (1, 1024),
+        "lora_alpha": (0.001, 1024.0),
+        "ema_decay": (0.0, 0.99999),
         "seed": (0, 2**32 - 1),
         "save_every_steps": (0, 1_000_000),
         "keep_checkpoints": (1, 1000),
+        "keep_every_steps": (0, 1_000_000),
         "sample_every_steps": (0, 1_000_000),
         "sample_count": (0, 64),
     }
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "prior_target": ("images", "base"),
+        "method": ("full", "lora"),
         "schedule": ("constant", "linear", "cosine"),
         "mixed_precision": ("no", "bf16", "fp16"),
     }
@@ -40,11 +46,19 @@ class DreamBoothConfig:
     class_prompt: str = ""  # "photo of a cat"; empty = no prior preservation
     class_images: int = 100  # how many pictures of the class keep it from drifting
     prior_loss_weight: float = 1.0
+    prior_target: str = (
+        "images"  # images, base: hold class pictures to themselves, or to what the base model says
+    )
     resolution_px: int = 512
+    method: str = (
+        "full"  # full, lora: train every weight, or small adapters beside them (a file of megabytes)
+    )
+    lora_rank: int = 16  # width of the adapters
+    lora_alpha: float = 16.0  # adapters count alpha / rank
     unet_steps: int = 1500
-    unet_learning_rate: float = 2e-6
+    unet_learning_rate: float = 2e-6  # with lora about 1e-4
     text_encoder_steps: int = 350  # 0 = frozen
-    text_encoder_learning_rate: float = 1e-6
+    text_encoder_learning_rate: float = 1e-6  # with lora about 5e-5
     batch_size: int = 1  # instance images per step; with a class prompt as many class images join them
     gradient_accumulation: int = 1
     warmup_steps: int = 0
@@ -52,10 +66,12 @@ class DreamBoothConfig:
     mixed_precision: str = "no"  # no, bf16, fp16
     min_snr_gamma: float = 0.0  # 0 = plain loss; 5 = Hang et al. 2023 (arXiv 2303.09556)
     offset_noise: float = 0.0  # 0.1 helps styles reach black and white
+    ema_decay: float = 0.0  # 0 = off; 0.999 = keep the average of about the last 1000 steps' weights
     flip: bool = False  # mirror half of the photos; never for faces or lettering
     seed: int = 42
     save_every_steps: int = 500  # 0 = only at the end of each stage
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every_steps: int = 0  # 0 = off; 1000 = also keep those of step 1000, 2000 ...
     sample_prompt: str = ""  # empty = the instance prompt
     sample_every_steps: int = 500  # 0 = no pictures during training
     sample_count: int = 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastsd_lib.core.config import load_config
 from fastsd_lib.core.errors import UserError, require
-from fastsd_lib.core.files import plain_disk_errors, read_json
+from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.environment import tokens
@@ -193,7 +193,7 @@ def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: R
         folder = model_folders.with_trained_parts(
             model_folders.as_folder(session, base), checkpoint, Path(scratch) / session.name
         )
-        recipe = read_json(checkpoint.path / "manifest.json")["config"]
+        recipe = checkpoint.facts["config"]
         made = export_single_file(
             folder,
             session.model_file,

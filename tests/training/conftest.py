@@ -16,8 +16,8 @@ from fastsd_lib.formats.parts import Parts, load_parts
 from fastsd_lib.images.crop import find_crop
 from fastsd_lib.images.instance import InstanceImage
 from fastsd_lib.images.load import open_photo
+from fastsd_lib.sessions.checkpoints import Checkpoint
 from fastsd_lib.training import latents, trainer
-from fastsd_lib.training.checkpoint import Checkpoint
 from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.training.training_set import TrainingSet
 
@@ -48,8 +48,13 @@ class Job:
     config: DreamBoothConfig = CONFIG
 
     def run(
-        self, name: str = "run", should_stop: Callable[[], bool] | None = None, **changes: Any
+        self,
+        name: str = "run",
+        should_stop: Callable[[], bool] | None = None,
+        watch: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> tuple[Checkpoint, Parts]:
+        """The last checkpoint and the trained parts; `watch`: further arguments of trainer.train."""
         config = replace(self.config, **changes)
         parts = copy.deepcopy(self.parts)
         done = trainer.train(
@@ -61,8 +66,12 @@ class Job:
             checkpoints=self.folder / name / "checkpoints",
             logs=self.folder / name / "logs",
             should_stop=should_stop,
+            **(watch or {}),
         )
         return done, parts
+
+    def steps_taken(self, name: str) -> int:
+        return len((self.folder / name / "logs" / "metrics.jsonl").read_text().splitlines())
 
 
 @pytest.fixture(scope="session")

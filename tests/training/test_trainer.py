@@ -1,6 +1,8 @@
+import copy
 import json
 import os
 import signal
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.training import trainer
+from fastsd_lib.training.objective import Objective
+from fastsd_lib.training.stage_state import make_state
 
 
 def _weights(parts):
@@ -77,8 +81,6 @@ def test_a_finished_run_is_not_trained_again(job):
 
 def test_other_settings_start_their_own_run_and_bookkeeping_settings_do_not(job):
     base = trainer.run_fingerprint("base", job.training_set, job.config)
-    from dataclasses import replace
-
     assert (
         trainer.run_fingerprint("base", job.training_set, replace(job.config, unet_learning_rate=1e-5))
         != base
@@ -116,28 +118,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_change(job):
 
 def test_accumulating_two_halves_gives_the_gradient_of_the_whole_batch(job):
     """Slower twin: the losses of two micro-batches, averaged by hand, have the gradient that the trainer applies."""
-    from dataclasses import replace
-
     config = replace(job.config, gradient_accumulation=2, text_encoder_steps=0)
-    stage = trainer.stages_of(config)[1]
-    parts = job.parts
-
-    def make(accumulation):
-        one = replace(config, gradient_accumulation=accumulation)
-        return trainer._Trainer(
-            parts, job.cache, job.training_set, one, "r", job.folder, 1, "cpu", None, None, None, None
-        )
-
-    twin, accumulating = make(1), make(2)
-    states = twin._cached_states()
-    parts.unet.requires_grad_(True)
-    try:
-        wanted = torch.autograd.grad(
-            (twin._loss(stage, 0, states) + twin._loss(stage, 1, states)) / 2, list(parts.unet.parameters())
-        )
-        accumulating._accumulate(stage, 0, states, torch.amp.GradScaler("cpu", enabled=False))
-        for parameter, gradient in zip(parts.unet.parameters(), wanted, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
-    finally:
-        parts.unet.zero_grad()
-        parts.unet.requires_grad_(False)
+    (stage,) = trainer.stages_of(config)
+    parts = copy.deepcopy(job.parts)
+    objective = Objective(parts, job.cache, job.training_set, config)
+    objective.freeze_text_encoder()
+    state = make_state(stage, parts.unet, config, "cpu")
+    wanted = torch.autograd.grad((objective.loss(stage, 0) + objective.loss(stage, 1)) / 2, state.parameters)
+    run = trainer._Run(parts, config, objective, None, None, None, None)
+    run.accumulate(state)
+    for parameter, gradient in zip(state.parameters, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
