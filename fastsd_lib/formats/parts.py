@@ -14,9 +14,8 @@ from safetensors import safe_open
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
-from fastsd_lib.core.tensor_file import read_tensor_file
 from fastsd_lib.formats.configs import read_configs, write_configs
-from fastsd_lib.formats.single_file import single_file_configs
+from fastsd_lib.formats.single_file import open_single_file, single_file_configs
 from fastsd_lib.formats.weights import Weights, folder_weights, single_file_weights
 
 # The noise schedule of every SD 1.x model, for folders that lost theirs.
@@ -64,7 +63,7 @@ def load_parts(
             fix="take an SD 1.x model, for example the embedded one.",
         )
     if model.layout == "single_file":
-        file = read_tensor_file(model.path)
+        file = open_single_file(model.path)
         configs = single_file_configs(file, config_from)
         weights = single_file_weights(file, configs)
     else:

@@ -14,6 +14,7 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.pickle_header import is_pickled, read_pickle_header
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.tensor_file import (
     NewTensor,
@@ -73,7 +74,7 @@ def import_single_file(
     folder `config_from` (any SD 1.x pipeline of the same shape; only its small files are read). `out_dir`
     must be new or empty; it appears only when it is complete.
     """
-    source = read_tensor_file(path)
+    source = open_single_file(path, report)
     configs = single_file_configs(source, config_from)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} is there already.", fix="name a new folder, or remove the old one first.")
@@ -96,9 +97,19 @@ def import_single_file(
     return ModelFiles("sd1", "diffusers", out_dir)
 
 
+def open_single_file(path: Path, report: Report = silent) -> TensorFile:
+    """A single-file model of either kind: a .safetensors as it is, a .ckpt by the copy that is made of it once."""
+    if is_pickled(path):
+        from fastsd_lib.formats.ckpt_file import safetensors_copy  # torch loads here
+
+        path = safetensors_copy(path, report=report)
+    return read_tensor_file(path)
+
+
 def carries_configs(path: Path) -> bool:
     """Whether a single file brings its own configs and tokenizer, so that it loads alone."""
-    return pipeline_configs.METADATA_KEY in read_tensor_file(path).metadata
+    header = read_pickle_header(path) if is_pickled(path) else read_tensor_file(path)
+    return pipeline_configs.METADATA_KEY in header.metadata
 
 
 def single_file_configs(source: TensorFile, config_from: Path | None = None) -> dict[str, str]:

@@ -58,7 +58,7 @@ def load_engine(
     `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, fp32 on
     the CPU, whose half precision is slower than its full one), fp16, bf16, fp32. `threads`: CPU threads,
     None = torch's own. `config_from`: a Diffusers folder that lends its configs and tokenizer to a single
-    file without; by default those of Stable Diffusion 1.5, from the Hub.
+    file without; by default those of a known model of its shape (Stable Diffusion 1.5: from the Hub).
     """
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if dtype not in (*dtypes, "auto"):
@@ -67,7 +67,7 @@ def load_engine(
         torch.set_num_threads(threads)
     where = _device(device)
     if config_from is None and model.layout == "single_file" and not carries_configs(model.path):
-        config_from = registry.stock_configs()
+        config_from = registry.configs_for(model.path)
     chosen = dtypes.get(dtype, torch.float32 if where.type == "cpu" else torch.float16)
     return Engine(load_parts(model, where, chosen, config_from), model)
 

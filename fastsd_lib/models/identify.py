@@ -9,6 +9,7 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.model_files import Family, Layout, ModelFiles
+from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
 from fastsd_lib.core.tensor_file import Tensor, TensorFile, read_tensor_file
 
 UNET_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -52,13 +53,13 @@ class Identity:
 
 
 def identify(path: Path) -> Identity:
-    """Identify a `.safetensors` file or a Diffusers folder in milliseconds; no weight is read.
+    """Identify a `.safetensors` or `.ckpt` file or a Diffusers folder in milliseconds; no weight is read.
 
     UserError for anything that is not a whole model, saying what was seen.
     """
     if path.is_dir():
         return _identify_folder(path)
-    file = read_tensor_file(path)
+    file = _header(path)
     family = _single_file_family(file)
     first = file.tensors.get(UNET_FIRST) or next(iter(file.tensors.values()))
     return Identity(
@@ -72,7 +73,20 @@ def identify(path: Path) -> Identity:
     )
 
 
-def _single_file_family(file: TensorFile) -> Family:
+def unet_width(path: Path) -> int:
+    """Channels after the U-Net's first convolution: 320 for Stable Diffusion; 0 when there is none."""
+    if path.is_dir():
+        first = _first_weights(path).tensors.get("conv_in.weight")
+    else:
+        first = _header(path).tensors.get(UNET_FIRST)
+    return first.shape[0] if first and first.shape else 0
+
+
+def _header(path: Path) -> TensorFile | PickleHeader:
+    return read_pickle_header(path) if is_pickled(path) else read_tensor_file(path)
+
+
+def _single_file_family(file: TensorFile | PickleHeader) -> Family:
     names = file.tensors
     if any("double_blocks.0.img_attn" in name for name in names):
         return "flux"

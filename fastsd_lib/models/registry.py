@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.model_files import Family, ModelFiles
-from fastsd_lib.models.identify import identify
+from fastsd_lib.models.identify import identify, unet_width
 
 EMBEDDED = "embedded"
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -87,6 +87,16 @@ def download(
     """
     folder = _fetch(hub_id, wanted_files, token, endpoint, cache_dir)
     return identify(folder).model_files
+
+
+def configs_for(file: Path, token: Token = None) -> Path:
+    """A folder with the configs and tokenizer that fit a single file which brings none of its own.
+
+    The embedded model's when the U-Net has its width, else those of Stable Diffusion 1.5.
+    """
+    if (EMBEDDED_FOLDER / "unet").is_dir() and unet_width(file) == unet_width(EMBEDDED_FOLDER):
+        return EMBEDDED_FOLDER
+    return stock_configs(token=token)
 
 
 def stock_configs(token: Token = None, endpoint: str | None = None, cache_dir: Path | None = None) -> Path:
@@ -181,7 +191,7 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or [EMBEDDED, KNOWN_MODELS[1].name]
     return UserError(
         f"No model {name!r} (nearest: {', '.join(near)}).",
-        fix="take one of these, a folder, a .safetensors file, or a Hugging Face id such as org/name.",
+        fix="take one of these, a folder, a .safetensors or .ckpt file, or a Hugging Face id such as org/name.",
     )
 
 

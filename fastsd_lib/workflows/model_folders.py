@@ -31,10 +31,10 @@ def as_folder(session: Session, base: ModelFiles) -> ModelFiles:
 
 
 def configs_for(file: Path) -> Path | None:
-    """Where a single file's configs come from: itself, else those of stock Stable Diffusion 1.5."""
+    """Where a single file's configs come from: itself (None), else a known model of the same shape."""
     from fastsd_lib.formats.single_file import carries_configs
 
-    return None if carries_configs(file) else registry.stock_configs()
+    return None if carries_configs(file) else registry.configs_for(file)
 
 
 def with_trained_parts(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFiles:
