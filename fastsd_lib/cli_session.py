@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastsd_lib import cli_sharing
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
+from fastsd_lib.core.errors import UserError
 
 
 def add_session(known: Any) -> None:
@@ -38,6 +40,7 @@ def add_session(known: Any) -> None:
     )
     captioner.add_argument("--overwrite", action="store_true", help="replace captions that are there")
     action("verify", _session_verify, "check every file that the session relies on")
+    cli_sharing.add_actions(action)
 
 
 def _session_list(options: argparse.Namespace, rest: list[str]) -> int:
@@ -97,6 +100,12 @@ def _session_add(options: argparse.Namespace, rest: list[str]) -> int:
         "rejected": rejected,
     }
     show(options, value, outcome.lines())
+    if rejected and not (outcome.accepted or outcome.already_here or outcome.captions):
+        which = "The only photo" if len(rejected) == 1 else f"None of the {len(rejected)} photos"
+        raise UserError(
+            f"{which} could be used: {rejected[0]['reason']}",
+            fix="add photos as JPEG, PNG, WebP, HEIC or a zip of them.",
+        )
     return 2 if options.strict and rejected else 0
 
 

@@ -21,6 +21,7 @@ FLOOR = {
     "widgets": 6,
     "cli": 6,
     "cli_session": 6,
+    "cli_sharing": 6,
     "cli_words": 6,
     "__main__": 6,
     "launch": 6,
@@ -36,7 +37,14 @@ FLOOR = {
     "formats": 2,
     "core": 1,
 }
-FRONT = {"cli", "cli_session", "cli_words", "__main__", "launch"}  # one front door in several files
+FRONT = {
+    "cli",
+    "cli_session",
+    "cli_sharing",
+    "cli_words",
+    "__main__",
+    "launch",
+}  # one front door in several files
 #: Heavy packages that a room may import at the top of its files; every other room imports them where it needs them.
 HEAVY = {
     "webui": {"gradio", "fastapi", "starlette", "uvicorn"},

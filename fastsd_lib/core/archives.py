@@ -6,7 +6,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -198,8 +198,6 @@ def _spoken_name(entry: zipfile.ZipInfo) -> str:
     """Its name with "/"; UTF-8 that was not declared as such is read as UTF-8 all the same."""
     name = entry.filename
     if not entry.flag_bits & 0x800 and not name.isascii():
-        try:
+        with suppress(ValueError):
             name = name.encode("cp437").decode("utf-8")
-        except ValueError:
-            pass
     return name.replace("\\", "/")

@@ -70,6 +70,10 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError:
         fix = "restore it from a backup, or delete it."
         raise UserError(f"{path} is not a text file.", fix=fix) from None
+    except (ValueError, RecursionError):  # a number of 5,000 digits, ten thousand brackets
+        raise UserError(
+            f"{path} is not JSON that any program wrote.", fix="restore it, or delete it."
+        ) from None
 
 
 def sha256_file(path: Path) -> str:

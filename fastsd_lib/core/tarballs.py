@@ -30,7 +30,7 @@ def is_tar(path: Path) -> bool:
             try:
                 head = gzip.GzipFile(fileobj=file).read(512)
             except (OSError, EOFError, zlib.error):
-                return False
+                return True  # open_tar says that it is damaged
     return head[257:262] == b"ustar"
 
 
