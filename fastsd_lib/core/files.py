@@ -112,5 +112,6 @@ _DISK_FIXES = {
     errno.ENOTDIR: "a file stands where a folder should be: move it, or choose another folder with --root.",
     errno.EEXIST: "a file stands where a folder should be: move it, or choose another folder with --root.",
     errno.ENAMETOOLONG: "choose a shorter name or folder.",
+    errno.ENOTCONN: "Drive is no longer mounted: mount it again and run this again.",
     errno.EIO: "the disk or Drive gave an error: wait a moment and run this again.",
 }

@@ -7,6 +7,8 @@ import unicodedata
 
 NAME_BYTES = 150  # leaves room for "_step_000500.safetensors" below the 255 bytes of every file system
 _JOINERS = "\u200c\u200d"  # Persian, Hindi and family emoji are written with them
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0\u034f"  # letters, says Unicode, that nobody can see
+_FOR_NEW_SIGNS = ((0x1F000, 0x1FAFF), (0x20000, 0x2FFFD), (0x30000, 0x3FFFD))  # kept for emoji and Han
 _ANSI_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _FORBIDDEN = '/\\:*?"<>|'  # Windows refuses them, and half of the users open their Drive there
 _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
@@ -43,6 +45,8 @@ def name_problem(name: str) -> str:
     """Why `name` cannot name a file or folder everywhere (Linux, Windows, macOS, Drive); "" when it can."""
     if not name.strip():
         return "it is empty"
+    if unicodedata.category(name[0]) in {"Mn", "Me"}:
+        return "it begins with a mark that has no letter to sit on"
     if set(name) <= {"."}:
         return "it is a way to another folder"
     if name != name.strip() or name.endswith("."):
@@ -67,6 +71,8 @@ def safe_stem(text: str) -> str:
     """
     text = one_line("".join("-" if character in _FORBIDDEN else character for character in text))
     text = text.lstrip(" .-~").rstrip(" .")
+    while text and unicodedata.category(text[0]) in {"Mn", "Me"}:  # a mark whose letter was taken away
+        text = text[1:].lstrip(" .-~")
     while len(text.encode()) > NAME_BYTES:
         text = text[:-1].rstrip(" .")
     # One cut can bare a joiner or a reserved word, so the verdict is asked for, not assumed.
@@ -85,4 +91,7 @@ def _is_invisible(text: str, at: int) -> bool:
     if character in _JOINERS:
         beside = text[max(at - 1, 0) : at] + text[at + 1 : at + 2]
         return len(beside) < 2 or any(ord(one) < 128 or one in _JOINERS for one in beside)
-    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    category = unicodedata.category(character)
+    if category == "Cn":  # a letter or emoji that is newer than this Python
+        return not any(first <= ord(character) <= last for first, last in _FOR_NEW_SIGNS)
+    return category in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} or character in _BLANK

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import zipfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def export_session(
         )
     with plain_disk_errors("write the archive"):
         _check_space(target, total)
-        _write(session, target, chosen, total, report)
+        _write(session, target, chosen, report)
     return Exported(target, target.stat().st_size, len(chosen), left, tuple(notes))
 
 
@@ -151,13 +151,12 @@ def _check_space(target: Path, needed_bytes: int) -> None:
         )
 
 
-def _write(session: Session, target: Path, chosen: Iterable[Item], total: int, report: Report) -> None:
+def _write(session: Session, target: Path, chosen: list[Item], report: Report) -> None:
     files: dict[str, list] = {}
-    done = 0
     with atomic_path(target) as scratch:
         with zipfile.ZipFile(scratch, "w") as archive:
-            for item in chosen:
-                report(ProgressEvent("archive", done >> 20, total >> 20, {"file": escaped(item.name)}))
+            for number, item in enumerate(chosen):
+                report(ProgressEvent("packed", number, len(chosen), {"file": escaped(item.name[-60:])}))
                 digest, size = hashlib.sha256(), 0
                 with _reading(session, item) as source, archive.open(_entry(session, item), "w") as packed:
                     while block := source.read(CHUNK_BYTES):
@@ -165,11 +164,10 @@ def _write(session: Session, target: Path, chosen: Iterable[Item], total: int, r
                         digest.update(block)
                         size += len(block)
                 files[item.name] = [size, digest.hexdigest()]
-                done += size
             manifest = json.dumps(manifest_of(session.name, files), indent=1, ensure_ascii=False)
             last = Item(session.path, MANIFEST, "about", len(manifest))
             archive.writestr(_entry(session, last), manifest + "\n")
-    report(ProgressEvent("archive", total >> 20, total >> 20))
+    report(ProgressEvent("packed", len(chosen), len(chosen)))
 
 
 def _reading(session: Session, item: Item):

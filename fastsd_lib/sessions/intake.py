@@ -144,12 +144,15 @@ def from_archive(path: Path, folder: Path, report: Report = silent) -> Intake:
 
 
 def _take_members(intake: Intake, members: Iterable[Member], total: int, report: Report) -> None:
+    number = -1
     for number, member in enumerate(members):
-        report(ProgressEvent("unpacked", number, total, {"file": escaped(member.name[-60:])}))
+        facts = {"file": escaped(member.name[-60:])}
+        report(
+            ProgressEvent("unpacked", number, max(total, number + 1), facts)
+        )  # a tar does not say how many
         if intake.wants(member.name):
             intake.take(member.name, member.blocks())
-    if total:
-        report(ProgressEvent("unpacked", total, total))
+    report(ProgressEvent("unpacked", number + 1, number + 1))
 
 
 def from_folder(source: Path, folder: Path, report: Report = silent) -> Intake:

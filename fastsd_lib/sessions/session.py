@@ -83,6 +83,11 @@ class Session:
         """The model to use elsewhere."""
         return self.path / f"{self.name}.safetensors"
 
+    @property
+    def lora_file(self) -> Path:
+        """The adapters alone, after a run with `method: lora`."""
+        return self.path / f"{self.name}_lora.safetensors"
+
 
 def sessions_dir(root: Path) -> Path:
     """Where the sessions of `root` (a Drive, or any folder) lie: the layout of the older notebooks."""
@@ -165,11 +170,7 @@ def open_session(root: Path, name: str) -> Session:
 
 def list_sessions(root: Path) -> list[Session]:
     """All sessions of `root` by name: folders with a session.json or an instance_images folder."""
-    try:
-        with os.scandir(sessions_dir(root)) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = [name for name in _names(sessions_dir(root)) if not is_junk(name)]
     sessions = (
         Session(sessions_dir(root) / name) for name in sorted(names, key=lambda name: (same_name(name), name))
     )
@@ -220,7 +221,7 @@ def summary(session: Session) -> dict[str, Any]:
     return {
         "name": session.name,
         "path": str(session.path),
-        "created": manifest["created"],
+        "created": manifest.get("created"),
         "base_model": manifest.get("base_model"),
         "photos": len(list_photos(session.instance_images)),
         "identifiers": legacy.identifiers(legacy.photos_to_come(session.path)),
@@ -263,10 +264,11 @@ def _twin(folder: Path, name: str) -> str | None:
 
 def _names(folder: Path) -> list[str]:
     """What a case-insensitive disk could take for a session: every folder, even one that is none yet."""
-    try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    with plain_disk_errors("look for sessions"):
+        try:
+            return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def _new_manifest(session: Session) -> dict[str, Any]:

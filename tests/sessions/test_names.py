@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.text import escaped, name_problem, one_line, safe_stem
 from fastsd_lib.sessions.names import check_name
+from fastsd_lib.sessions.session import create_session, open_session, sessions_dir
 
 ANYTHING = st.text(
-    'abC1 ./\\:*?"<>|~-_\n\0\x1b[m\u200b\u202e\u200d\u0301\ud800COMnulß猫🐈\u3000\u212a', max_size=60
+    'abC1 ./\\:*?"<>|~-_\n\0\x1b[m\u200b\u202e\u200d\u0301\ud800COMnulß猫🐈\u3000\u212a\u3164\ufe0f\U0001fae9',
+    max_size=60,
 )
 
 
@@ -29,6 +31,11 @@ ANYTHING = st.text(
         "$(reboot)",
         "{a}%s",
         "it's",
+        "\U0001fae9 new",  # an emoji that is younger than this Python
+        "cafe\u0301 ☺️",
+        "ไทย",
+        "नमस्ते",
+        "a\u00a0b",
     ],
 )
 def test_names_of_every_script_are_kept(name):
@@ -68,6 +75,13 @@ def test_one_name_in_two_spellings_is_one_name():
         ("a\u202eb", "invisible characters"),
         ("cat\u200d", "invisible characters"),
         ("\ud800", "invisible characters"),
+        ("\u3164", "invisible characters"),  # letters, says Unicode, that nobody can see
+        ("a\u2800", "invisible characters"),
+        ("\u200fcat", "invisible characters"),
+        ("a\u2066b\u2069", "invisible characters"),
+        ("\uffff", "invisible characters"),
+        ("\u0301cat", "no letter to sit on"),
+        ("\ufe0f", "no letter to sit on"),
         ("x" * 300, "300 bytes long, more than 150"),
         ("猫" * 51, "153 bytes long, more than 150"),
     ],
@@ -117,3 +131,33 @@ def test_an_escaped_text_holds_nothing_that_steers_a_terminal(text):
 
 def test_joined_emoji_survive_cleaning():
     assert one_line("👨‍👩‍👧\n at\t home\x1b[0m") == "👨‍👩‍👧 at home"
+
+
+@given(st.text(max_size=40))
+def test_any_text_at_all_is_kept_or_refused_in_one_line_and_a_kept_name_is_a_folder(tmp_path_factory, text):
+    root = tmp_path_factory.mktemp("root")
+    try:
+        session = create_session(root, text)
+    except UserError as error:
+        assert "\n" not in error.message and error.fix
+        return
+    assert session.path.parent == sessions_dir(root)
+    assert open_session(root, text).path == session.path
+    assert open_session(root, unicodedata.normalize("NFD", text)).path == session.path
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("Кот", "КОТ"), ("straße", "STRASSE"), ("ﬁsh", "fish"), ("a b", "a\u00a0b")]
+)
+def test_names_that_some_disk_takes_for_one_are_not_both_made(tmp_path, first, second):
+    create_session(tmp_path, first)
+    with pytest.raises(UserError, match="already"):
+        create_session(tmp_path, second)
+
+
+def test_a_folder_that_is_too_deep_for_the_disk_is_said_in_one_line(tmp_path):
+    deep = tmp_path.joinpath(*["x" * 200] * 30)
+    for attempt in (create_session, open_session):
+        with pytest.raises(UserError) as error:
+            attempt(deep, "cat")
+        assert "\n" not in error.value.message and error.value.fix
