@@ -115,14 +115,17 @@ def load_crops(file: Path, photos: Iterable[Path]) -> dict[str, CropBox]:
     }
 
 
-def save_crops(file: Path, crops: Mapping[Path, CropBox]) -> None:
-    """Add boxes by photo. A box set by hand gives way only to another one, while its photo is the same."""
+def save_crops(file: Path, crops: Mapping[Path, CropBox], overrule: bool = False) -> None:
+    """Add boxes by photo. A box set by hand gives way only to another one, while its photo is the same.
+
+    `overrule`: the user asked for these, so that a box found anew takes the place of one set by hand.
+    """
     stored = _read(file)
     for photo, box in crops.items():
         fingerprint = _fingerprint(photo)
         before = stored.get(photo.name, {})
         by_hand = before.get("reason") == BY_HAND and before.get("fingerprint") == fingerprint
-        if not by_hand or box.reason == BY_HAND:
+        if not by_hand or box.reason == BY_HAND or overrule:
             stored[photo.name] = {"fingerprint": fingerprint, "box": list(box.edges), "reason": box.reason}
     write_json(file, {"schema": SCHEMA, "photos": dict(sorted(stored.items()))})
 

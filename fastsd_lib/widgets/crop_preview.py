@@ -63,22 +63,22 @@ class CropPreview(style.Shown):
         self._choose(self.choice.value)
 
     def save(self) -> None:
-        """Keep the square on the screen in crops.json; a box set by hand wins over later detections."""
+        """Keep the square on the screen in crops.json; one set by hand wins over later detections."""
         from fastsd_lib.images.crop import save_crops
 
         name = self.choice.value
-        save_crops(self.session.crops_file, {self._photos[name]: self.draft})
+        save_crops(self.session.crops_file, {self._photos[name]: self.draft}, overrule=True)
         self.crops[name] = self.draft
         self._draw("Saved.")
         self._draw_tiles()
 
     def find_again(self) -> None:
-        """Put back the square that detection finds; it is kept on Save like any other."""
-        from fastsd_lib.images.crop import crop_by_hand, find_crop
+        """Put back the square that detection finds; once saved, it is no longer one set by hand."""
+        from fastsd_lib.images.crop import find_crop
 
         box = find_crop(self._image)
         self._move_to(
-            crop_by_hand(self._image.size, box.left, box.top, box.side_px), f"Found by {box.reason}."
+            box, f"{_how(box)} {'Not saved yet.' if box != self.crops[self.choice.value] else ''}".strip()
         )
 
     def nudge(self, x: int, y: int, grow: int) -> None:

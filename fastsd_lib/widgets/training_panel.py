@@ -8,9 +8,12 @@ nobody presses anything, and the cell ends when training does.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -22,6 +25,8 @@ from fastsd_lib.widgets.pictures import tiles
 
 Work = Callable[[Report, Callable[[], bool]], Any]
 
+# What hosts send to a kernel before they take the machine away; Windows knows one of them.
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 REDRAW_S = 0.3  # a fast run would otherwise flood the page with messages
 WAIT_S = 0.05
 
@@ -44,6 +49,7 @@ class TrainingPanel(style.Shown):
         self.stages: dict[str, ProgressEvent] = {}  # newest event of each task, in order of appearance
         self.curve = Curve()
         self.pictures: tuple[Any, ...] = ()
+        self.safe = ""  # "safe on Drive up to step 480", as the work last said it
         self.state = "ready"  # ready, running, stopping, stopped, finished, failed
         self._stop_at_reports = stop_at_reports
         self._work: Work | None = None
@@ -51,6 +57,7 @@ class TrainingPanel(style.Shown):
         self._result: Any = None
         self._error: BaseException | None = None
         self._stop = threading.Event()
+        self._ending = 0  # the signal that asked the kernel to end
         self._drawing = threading.Lock()
         self._drawn_at = 0.0
         self._began_at = 0.0
@@ -60,11 +67,12 @@ class TrainingPanel(style.Shown):
         self.resume_button = style.button("Resume", self.resume, kind="primary")
         self._status = style.html()
         self._stages = style.html()
+        self._safe = style.html()
         self._facts = style.html()
         self._curve = style.html()
         self._samples = style.html()
         self._message = style.html()
-        self._parts = (self._stages, self._facts, self._curve, self._samples, self._message)
+        self._parts = (self._stages, self._safe, self._facts, self._curve, self._samples, self._message)
         controls = style.row(self.stop_button, self.resume_button, self._status)
         self.box = style.card(title, controls, *self._parts)
         self._draw()
@@ -79,8 +87,10 @@ class TrainingPanel(style.Shown):
             self.curve.add(event.task, event.done, float(loss))
         if event.pictures:
             self.pictures = event.pictures
+        news = str(event.facts.get("safe", self.safe))
+        is_news, self.safe = news != self.safe, news
         now = time.monotonic()
-        if now - self._drawn_at >= REDRAW_S or event.pictures or event.done >= event.total:
+        if now - self._drawn_at >= REDRAW_S or event.pictures or is_news or event.done >= event.total:
             self._draw()
         if self._stop_at_reports and self.should_stop():
             raise TrainingStopped(self._where())
@@ -105,12 +115,20 @@ class TrainingPanel(style.Shown):
         """Wait for a run, also one that the Resume button started, and return what it gave."""
         from fastsd_lib.widgets.kernel import answer_widgets
 
-        while self._thread is not None and self._thread.is_alive():
-            try:
-                await answer_widgets()
-                await asyncio.sleep(WAIT_S)
-            except (KeyboardInterrupt, asyncio.CancelledError):  # "interrupt kernel": save, then end the cell
-                self.stop()
+        with self._told_by_the_host():
+            while self._thread is not None and self._thread.is_alive():
+                try:
+                    if self._stop.is_set():
+                        self.stop()
+                    await answer_widgets()
+                    await asyncio.sleep(WAIT_S)
+                except (
+                    KeyboardInterrupt,
+                    asyncio.CancelledError,
+                ):  # "interrupt kernel": save, then end the cell
+                    self.stop()
+        if self._ending == signal.SIGTERM:  # all is saved: now the kernel may end, as it was told to
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.state == "stopped":
             raise TrainingStopped(
                 self._where(), fix="press Resume, or run this cell again: it goes on from there."
@@ -140,10 +158,28 @@ class TrainingPanel(style.Shown):
 
     # -- inside ---------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _told_by_the_host(self) -> Iterator[None]:
+        """Meanwhile SIGTERM asks the work to save and stop: its own thread cannot hear signals."""
+
+        def asked(number: int, frame: object) -> None:
+            self._ending = number
+            self._stop.set()  # nothing more: a drawing that this interrupts would wait for itself
+
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
+            previous = {number: signal.signal(number, asked) for number in ENDINGS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             raise UserError("Training is running already.", fix="press Stop and save first.")
         self._stop.clear()
+        self._ending = 0
         self._error = None
         self.state = "running"
         self._began_at = time.monotonic()
@@ -184,6 +220,7 @@ class TrainingPanel(style.Shown):
             self.resume_button.layout.display = "" if self._can_resume() else "none"
             self._status.value = self._status_line()
             self._stages.value = _stage_rows(list(self.stages.values()))
+            self._safe.value = f'<div class="fsd-help">{escape(self.safe)}</div>' if self.safe else ""
             self._facts.value = _fact_boxes(list(self.stages.values())[-1]) if self.stages and running else ""
             self._curve.value = self.curve.svg()
             self._samples.value = self._sample_tiles()

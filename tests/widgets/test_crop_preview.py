@@ -54,6 +54,19 @@ def test_find_again_brings_back_what_detection_finds(preview):
     assert "Found by" in preview.status.value
 
 
+def test_what_was_found_again_is_automatic_again_also_after_saving(preview, session):
+    preview.nudge_buttons["←"].click()
+    preview.save_button.click()
+    preview.again_button.click()
+    assert "Not saved yet" in preview.status.value and not preview.save_button.disabled
+    preview.save_button.click()
+    kept = load_crops(session.crops_file, dreambooth.photos(session))["on a sofa.png"]
+    assert kept.edges == (40, 0, 120, 80) and kept.reason != "by hand"
+    again = CropPreview(session)
+    again.choice.value = "on a sofa.png"
+    assert "Set by hand" not in again.status.value and "Found by" in again.status.value
+
+
 def test_a_crop_that_must_be_enlarged_says_so(preview):
     assert "80 px, enlarged 2.0x" in preview.crop_view.value
 

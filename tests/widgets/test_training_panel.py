@@ -57,6 +57,25 @@ def test_while_it_runs_loss_time_left_and_memory_are_on_the_page():
     assert seen["stages"].index("text encoder") < seen["stages"].index("U-Net")
 
 
+def test_what_is_safe_on_drive_stays_on_the_page_also_when_later_events_do_not_say_it():
+    panel, seen = TrainingPanel(), []
+    panel._safe.observe(lambda change: seen.append(change["new"]), names="value")
+    for step, facts in enumerate(
+        ({}, {"safe": "nothing on Drive yet"}, {"safe": "safe on Drive up to step <2>"}, {}), 1
+    ):
+        panel.report(ProgressEvent("U-Net", step, 100, facts))
+    assert ["nothing on Drive" in value for value in seen] == [True, False]
+    assert "safe on Drive up to step &lt;2&gt;" in panel._safe.value
+    panel.report(ProgressEvent("export", 1, 1))
+    assert "up to step" in panel._safe.value and panel._safe.layout.display == ""
+
+
+def test_where_nothing_is_carried_there_is_no_such_line():
+    panel = TrainingPanel()
+    panel.report(ProgressEvent("U-Net", 1, 2))
+    assert panel._safe.value == "" and panel._safe.layout.display == "none"
+
+
 def test_stop_ends_the_run_and_resume_goes_on_to_the_end():
     panel, reached = TrainingPanel(), [0]
 
