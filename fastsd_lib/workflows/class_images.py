@@ -28,6 +28,7 @@ def make(
     session: Session,
     base: ModelFiles,
     config: DreamBoothConfig,
+    cache: Path,
     report: Report,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Path]:
@@ -35,11 +36,11 @@ def make(
 
     Pictures that the user put there count first. Ours carry the fingerprint of what made them in their names,
     so an interrupted call makes only what is missing and another prompt makes its own. UserError when
-    `should_stop` ended it early; what was drawn stays.
+    `should_stop` ended it early; what was drawn stays. `cache`: a folder for a base model that must be unpacked.
     """
     if not config.prior_preservation:
         return []
-    wanted = planned(session, base, config)
+    wanted = planned(session, base, config, cache)
     missing = [path for path in wanted if not path.is_file()]
     if missing:
         drawn = _draw(session, base, config, missing, report, should_stop or (lambda: False))
@@ -53,12 +54,12 @@ def make(
     return wanted
 
 
-def planned(session: Session, base: ModelFiles, config: DreamBoothConfig) -> list[Path]:
+def planned(session: Session, base: ModelFiles, config: DreamBoothConfig, cache: Path) -> list[Path]:
     """The user's own class images, then as many of ours as are still needed, whether they exist yet or not."""
     given = [path for path in list_photos(session.class_images) if not path.name.startswith("class-")]
     key = fingerprint(
         [
-            model_folders.weights_fingerprint(model_folders.as_folder(session, base)),
+            model_folders.weights_fingerprint(model_folders.as_folder(base, cache)),
             config.class_prompt,
             config.resolution_px,
             config.seed,

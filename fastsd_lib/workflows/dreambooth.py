@@ -19,19 +19,21 @@ from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
 from fastsd_lib.sessions import session as sessions
+from fastsd_lib.sessions.lock import session_lock
 from fastsd_lib.sessions.photos import photos
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.workflows import class_images, model_folders, older_sessions
 from fastsd_lib.workflows.samples import sample_photos, sample_subject
 from fastsd_lib.workflows.training_run import run_training
+from fastsd_lib.workflows.workbench import Workbench, deliver, workbench
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastsd_lib.images.crop import CropBox
     from fastsd_lib.images.store import PhotoReport
-    from fastsd_lib.training.checkpoint import Checkpoint
+    from fastsd_lib.sessions.checkpoints import Checkpoint
     from fastsd_lib.training.training_set import TrainingSet
 
 
@@ -159,7 +161,9 @@ def make_class_images(
     should_stop: Callable[[], bool] | None = None,
 ) -> int:
     """Fill class_images/ with the base model's own pictures of the class; returns how many training will use."""
-    return len(class_images.make(session, base, config, report, should_stop))
+    with session_lock(session.path, "class images", _line_to(report)):
+        cache = workbench(session).cache
+        return len(class_images.make(session, base, config, cache, report, should_stop))
 
 
 def train(
@@ -170,39 +174,73 @@ def train(
     report: Report = silent,
     should_stop: Callable[[], bool] | None = None,
     resume: bool = True,
+    local_folder: Path | None = None,
 ) -> Checkpoint:
     """Train, or continue what the session already holds, or return the finished run of these very settings.
 
     `resume=False` starts over; checkpoints of the earlier run are replaced as the new one writes its own.
+    A session on Drive is worked on in a folder of a local disk (or in `local_folder`), and its checkpoints are
+    carried to the session in the background; the run ends when the last one is verified there. UserError when
+    somebody else works on the session.
     """
     require("diffusers", group="train")
     _refuse_conflicts(config)
-    with plain_disk_errors(f"write to session {session.name!r}"):
-        drawn = class_images.make(session, base, config, report, should_stop)
+    with (
+        plain_disk_errors(f"write to session {session.name!r}"),
+        session_lock(session.path, "training", _line_to(report)),
+    ):
+        bench = workbench(session, local_folder)
+        drawn = class_images.make(session, base, config, bench.cache, report, should_stop)
         training_set = _training_set(session, config, drawn)
-        return run_training(session, base, config, training_set, report, should_stop, resume)
+        return run_training(bench, base, config, training_set, report, should_stop, resume)
 
 
-def export(session: Session, base: ModelFiles, checkpoint: Checkpoint, report: Report = silent) -> ModelFiles:
-    """The trained model as one `.safetensors` for any web UI, with the recipe in its metadata."""
+def export(
+    session: Session,
+    base: ModelFiles,
+    checkpoint: Checkpoint,
+    report: Report = silent,
+    local_folder: Path | None = None,
+) -> ModelFiles:
+    """The trained model as one `.safetensors` for any web UI, with the recipe in its metadata.
+
+    After a run with `method: lora` also its adapters alone, as NAME_lora.safetensors.
+    """
     import tempfile
 
     from fastsd_lib.formats.single_file import export_single_file
+    from fastsd_lib.training.checkpoint import LORA_FILE
 
-    with tempfile.TemporaryDirectory(prefix="fastsd-export-") as scratch:
-        folder = model_folders.with_trained_parts(
-            model_folders.as_folder(session, base), checkpoint, Path(scratch) / session.name
-        )
-        recipe = checkpoint.facts["config"]
-        made = export_single_file(
-            folder,
-            session.model_file,
-            dtype="fp16",
-            metadata={"fastsd.recipe": recipe, "fastsd.step": checkpoint.step},
-            report=report,
-        )
+    recipe = checkpoint.facts["config"]
+    facts = {"fastsd.recipe": recipe, "fastsd.step": checkpoint.step}
+    with (
+        session_lock(session.path, "export", _line_to(report)),
+        tempfile.TemporaryDirectory(prefix="fastsd-export-") as scratch,
+    ):
+        bench = workbench(session, local_folder)
+        base_folder = model_folders.as_folder(base, bench.cache)
+        if (checkpoint.path / LORA_FILE).is_file():
+            _export_lora(bench, checkpoint, recipe, facts)
+        folder = model_folders.with_trained_parts(base_folder, checkpoint, Path(scratch) / session.name)
+        made = export_single_file(folder, bench.here.model_file, dtype="fp16", metadata=facts, report=report)
+        made = replace(made, path=deliver(bench, made.path))
     sessions.record(session, "exported", file=made.path.name, step=checkpoint.step)
     return made
+
+
+def _export_lora(bench: Workbench, checkpoint: Checkpoint, recipe: dict, facts: dict) -> Path:
+    from fastsd_lib.formats.lora_file import export_lora, lora_metadata
+    from fastsd_lib.training.checkpoint import LORA_FILE
+
+    metadata = lora_metadata(
+        title=bench.session.name,
+        rank=recipe["lora_rank"],
+        alpha=recipe["lora_alpha"],
+        side_px=recipe["resolution_px"],
+        facts=facts,
+    )
+    made = export_lora(checkpoint.path / LORA_FILE, bench.here.lora_file, "fp16", metadata)
+    return deliver(bench, made)
 
 
 def draw(model: ModelFiles, prompt: str, seeds: Iterable[int]) -> list[Image]:
@@ -263,11 +301,11 @@ def compare(
 def verify(session: Session) -> list[str]:
     """One line per fault of the session's files, checkpoints read to the last byte; nothing is changed."""
     from fastsd_lib.sessions.verify import verify as verify_files
-    from fastsd_lib.training import checkpoint as store
+    from fastsd_lib.sessions import checkpoints
 
     lines = [f"{finding.file} {finding.problem} -> {finding.fix}" for finding in verify_files(session)]
-    for held in store.list_checkpoints(session.checkpoints):
-        damage = store.find_damage(held.path)
+    for held in checkpoints.list_checkpoints(session.checkpoints):
+        damage = checkpoints.find_damage(held.path)
         if damage:
             lines.append(
                 f"checkpoints/{held.path.name}: {damage} -> training passes it over; delete it to save space"
@@ -284,6 +322,10 @@ def convert(source: Path, target: Path, dtype: str | None = None, report: Report
     if found.layout == "diffusers":
         return export_single_file(found, target, dtype=dtype, report=report)
     return import_single_file(source, target, config_from=model_folders.configs_for(source), report=report)
+
+
+def _line_to(report: Report) -> Callable[[str], None]:
+    return lambda line: report(ProgressEvent("session", 1, 1, {"": line}))
 
 
 def _training_set(session: Session, config: DreamBoothConfig, drawn: list[Path]) -> TrainingSet:

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING
 from fastsd_lib.core.files import fingerprint
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.models import registry
-from fastsd_lib.sessions.session import Session
 
 if TYPE_CHECKING:
     from fastsd_lib.formats.parts import Parts
-    from fastsd_lib.training.checkpoint import Checkpoint
+    from fastsd_lib.sessions.checkpoints import Checkpoint
 
 
-def as_folder(session: Session, base: ModelFiles) -> ModelFiles:
-    """The base model as a Diffusers folder; a single file is unpacked once, beside the session's cache."""
+def as_folder(base: ModelFiles, cache: Path) -> ModelFiles:
+    """The base model as a Diffusers folder; a single file is unpacked once, into the folder `cache`."""
     if base.layout == "diffusers":
         return base
     from fastsd_lib.formats.single_file import import_single_file
 
     stat = base.path.stat()
-    folder = session.path / "cache" / f"base-{fingerprint([str(base.path), stat.st_size, stat.st_mtime_ns])}"
+    folder = cache / f"base-{fingerprint([str(base.path), stat.st_size, stat.st_mtime_ns])}"
     if (folder / "model_index.json").is_file():
         return ModelFiles(base.family, "diffusers", folder)
     return import_single_file(base.path, folder, config_from=configs_for(base.path))
@@ -39,12 +38,18 @@ def configs_for(file: Path) -> Path | None:
 
 def with_trained_parts(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -> ModelFiles:
     """The base model's folder with the checkpoint's weights in it; what did not change is linked, not copied."""
-    from fastsd_lib.training.checkpoint import PARTS
+    from fastsd_lib.formats.lora_file import write_merged
+    from fastsd_lib.training.checkpoint import LORA_FILE, PARTS
 
-    trained = [part for part in PARTS if (checkpoint.path / f"{part}.safetensors").is_file()]
+    trained = [checkpoint.path / f"{part}.safetensors" for part in PARTS]
+    if (checkpoint.path / LORA_FILE).is_file():
+        merged = folder.with_name(f"{folder.name}.merged")
+        merged.mkdir(parents=True)
+        trained = write_merged(base, checkpoint.path / LORA_FILE, merged)
+    trained = [file for file in trained if file.is_file()]
 
     def unwanted(directory: str, names: list[str]) -> set[str]:
-        replaced = Path(directory).name in trained
+        replaced = Path(directory).name in {file.stem for file in trained}
         return {
             name
             for name in names
@@ -59,9 +64,11 @@ def with_trained_parts(base: ModelFiles, checkpoint: Checkpoint, folder: Path) -
         ignore=unwanted,
         copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()),
     )
-    for part in trained:
-        weights = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
-        (folder / part / weights).symlink_to((checkpoint.path / f"{part}.safetensors").resolve())
+    for file in trained:
+        weights = (
+            "model.safetensors" if file.stem == "text_encoder" else "diffusion_pytorch_model.safetensors"
+        )
+        (folder / file.stem / weights).symlink_to(file.resolve())
     return ModelFiles(base.family, "diffusers", folder)
 
 
