@@ -61,7 +61,8 @@ def _delete_left_behind(folder: Path) -> None:
     """What a broken disk did not let go goes when it is well again: else each try would fill it further."""
     for item in [item for item in _left_behind if item[0].parent == folder]:
         with suppress(OSError):
-            delete(*item)
+            if disk.is_folder(item[0]):
+                delete(*item)
             _left_behind.remove(item)
 
 
@@ -79,6 +80,7 @@ def _new_folder(folder: Path, name: str, run: str) -> Path:
             disk.make_folder(folder / one)
         except FileExistsError:
             continue
+        _left_behind[:] = [item for item in _left_behind if item[0] != folder / one]  # that one is gone
         return folder / one
     raise AssertionError("the names never end")
 
@@ -147,7 +149,7 @@ def _unsealed(file: Path) -> dict[str, Any] | None:
 def _seal_holds(text: bytes, manifest: dict[str, Any], seal: object) -> bool:
     """The seal is of the meaning; the text must be ours too, or a flipped bit in 1e-05 (1E-05) would not be found."""
     try:
-        return seal == fingerprint(manifest) and text == _sealed(manifest)
+        return seal == fingerprint(manifest) and text == _as_bytes({**manifest, "seal": seal})
     except ValueError:  # half a Unicode letter
         return False
 
