@@ -300,8 +300,8 @@ def compare(
 
 def verify(session: Session) -> list[str]:
     """One line per fault of the session's files, checkpoints read to the last byte; nothing is changed."""
-    from fastsd_lib.sessions.verify import verify as verify_files
     from fastsd_lib.sessions import checkpoints
+    from fastsd_lib.sessions.verify import verify as verify_files
 
     lines = [f"{finding.file} {finding.problem} -> {finding.fix}" for finding in verify_files(session)]
     for held in checkpoints.list_checkpoints(session.checkpoints):
