@@ -13,6 +13,8 @@ from fastsd_lib.core.photo_names import caption_from_filename
 from fastsd_lib.core.text import escaped, one_line, same_name
 
 MAX_BYTES = 64 * 1024
+READ_TOKENS = 75  # of 77 that CLIP takes, two are marks of its own
+_CLIP_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
 
 
 def propose_caption(photo: Path, instance_prompt: str) -> str:
@@ -29,6 +31,14 @@ def training_prompt(instance_prompt: str, caption: str) -> str:
     if not instance_prompt or same_name(caption).startswith(same_name(instance_prompt)):
         return caption or instance_prompt
     return f"{instance_prompt}, {caption}" if caption else instance_prompt
+
+
+def least_tokens(prompt: str) -> int:
+    """How many tokens CLIP makes of `prompt` at the very least: every word, digit and run of signs is one or more.
+
+    Counted without a tokenizer, which a session has none of before its base model is chosen.
+    """
+    return len(_CLIP_PIECES.findall(prompt))
 
 
 def caption_file(captions_dir: Path, photo: Path) -> Path:

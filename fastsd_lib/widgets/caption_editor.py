@@ -56,6 +56,7 @@ class CaptionEditor(style.Shown):
         self.box = self._layout()
         self._list_again()
         self._show(self.chosen)
+        self._say(self._left_over())
         self.list.observe(self._picked, names="value")
         self.text.observe(self._typed, names="value")
 
@@ -209,14 +210,27 @@ class CaptionEditor(style.Shown):
         self._tell_prompt()
 
     def _tell_prompt(self) -> None:
-        from fastsd_lib.images.captions import training_prompt
+        from fastsd_lib.images.captions import READ_TOKENS, least_tokens, training_prompt
 
         prompt = training_prompt(self.instance_prompt, self.texts[self.chosen])
+        tokens = least_tokens(prompt)
+        warning = f"At least {tokens} tokens; a model reads {READ_TOKENS}, so the end of it is not seen."
         self.prompt.value = (
             '<div class="fsd-box"><span class="fsd-help">Training prompt</span>'
-            f'<div class="fsd-code">{escape(prompt)}</div></div>'
+            f'<div class="fsd-code">{escape(prompt)}</div>'
+            + (f'<div class="fsd-error">{warning}</div>' if tokens > READ_TOKENS else "")
+            + "</div>"
         )
         self.save_button.disabled = self.chosen not in self.unsaved
+
+    def _left_over(self) -> str:
+        """Captions that no photo will ever use, and photos that two captions claim."""
+        from fastsd_lib.images.captions import check_captions
+
+        found = check_captions(self.session.captions, self._photos.values())
+        said = [f"Without a photo: {', '.join(found.without_photo)}."] if found.without_photo else []
+        said += [f"With several captions: {', '.join(found.several)}."] if found.several else []
+        return " ".join(said)
 
     def _say(self, message: str) -> None:
         self.status.value = f'<span class="fsd-help">{escape(message)}</span>'

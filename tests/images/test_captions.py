@@ -13,6 +13,7 @@ from fastsd_lib.images.captions import (
     check_captions,
     decode_caption,
     has_caption,
+    least_tokens,
     propose_caption,
     read_caption,
     replace_in_captions,
@@ -187,3 +188,25 @@ def test_captions_and_photos_without_each_other_are_listed(tmp_path):
     assert check.without_photo == ("lost.txt",)
     assert check.without_caption == ("dog.png",)
     assert check.several == ("cat.jpg",)
+
+
+@pytest.fixture(scope="module")
+def clip_tokenizer():
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    from fastsd_lib.models.registry import EMBEDDED_FOLDER
+
+    return CLIPTokenizer.from_pretrained(EMBEDDED_FOLDER / "tokenizer")
+
+
+@given(st.text("abc's stdrevm1290 _-.,;!()é", max_size=60))
+def test_the_least_number_of_tokens_is_never_more_than_clips_own(clip_tokenizer, prompt):
+    real = len(clip_tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+    assert least_tokens(prompt) <= real
+
+
+def test_words_that_clip_knows_are_counted_exactly(clip_tokenizer):
+    for prompt, count in (("a photo of a monster", 5), ("a photo of a monster, a monster", 8)):
+        assert (
+            least_tokens(prompt) == len(clip_tokenizer(prompt, add_special_tokens=False).input_ids) == count
+        )

@@ -93,6 +93,18 @@ def test_what_cannot_be_done_is_said(editor):
     assert "what to put before or after" in editor.status.value
 
 
+def test_a_prompt_that_is_longer_than_a_model_reads_says_so(editor):
+    editor.text.value = "word " * 68  # with the instance prompt: 74 pieces
+    assert "tokens" not in editor.prompt.value
+    editor.text.value = "word " * 70
+    assert "At least 76 tokens; a model reads 75" in editor.prompt.value
+
+
+def test_captions_without_a_photo_are_named(session):
+    (session.captions / "gone.txt").write_text("asleep")
+    assert "Without a photo: gone.txt." in CaptionEditor(session, "a photo of sks cat").status.value
+
+
 def test_markup_in_a_caption_is_shown_as_text(editor):
     editor.text.value = "<b>bold</b>"
     assert "&lt;b&gt;bold" in editor.prompt.value and "<b>" not in editor.prompt.value

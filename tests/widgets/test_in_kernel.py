@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+
+from fastsd_lib.sessions.checkpoints import find_damage, list_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETUP = f"""
@@ -113,3 +116,64 @@ def test_a_cell_queued_during_training_runs_after_it(kernel: Kernel, stop_button
     below = kernel.start("print(panel.state)")
     kernel.finish(training)
     assert kernel.finish(below) == "finished\n"
+
+
+REAL = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from dataclasses import replace
+from pathlib import Path
+from fastsd_lib.widgets.training_panel import TrainingPanel
+from fastsd_lib.workflows import dreambooth
+
+session = dreambooth.open_session("monster", {{root!r}})
+dreambooth.add_photos(session, dreambooth.sample_photos("monster", Path({{root!r}}) / "given"))
+base = dreambooth.base_model()
+config = replace(dreambooth.recipe_for(base, "a photo of sks monster"), text_encoder_steps=2, unet_steps=400,
+                 sample_every_steps=0, save_every_steps=0)
+print("ready")
+"""
+REAL_TRAINING = """
+panel = TrainingPanel()
+def told(report):
+    def heard(event):
+        report(event)
+        if event.task == "U-Net" and event.done == 3:
+            print("started")
+    return heard
+checkpoint = await panel.run(lambda report, should_stop: dreambooth.train(
+    session, base, config, report=told(report), should_stop=should_stop))
+"""
+
+
+def test_interrupting_real_training_saves_and_the_cell_goes_on_from_there_when_run_again(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    assert "ready" in kernel.finish(kernel.start(REAL.format(root=str(tmp_path))))
+    text = kernel.finish(kernel.start(REAL_TRAINING), once_started(kernel.manager.interrupt_kernel))
+    assert "what is done is saved" in text and "Traceback" not in text
+    saved = list_checkpoints(tmp_path / "Fast-Dreambooth" / "Sessions" / "monster" / "checkpoints")[-1]
+    assert 2 < saved.step < saved.total_steps == 402
+    again = REAL_TRAINING.replace('"U-Net" and event.done == 3', f'"U-Net" and event.done == {saved.step}')
+    text = kernel.finish(kernel.start(again), once_started(kernel.manager.interrupt_kernel))
+    assert "what is done is saved" in text and "Traceback" not in text
+    newest = list_checkpoints(saved.path.parent)[-1]
+    assert newest.step > saved.step and newest.run == saved.run
+
+
+def test_a_kernel_that_is_told_to_end_saves_first_and_then_ends(tmp_path: Path) -> None:
+    kernel = Kernel()
+    try:
+        kernel.finish(kernel.start(REAL.format(root=str(tmp_path))))
+        client, process = kernel.client, kernel.manager.provisioner.process
+        request = kernel.start(REAL_TRAINING)
+        while True:
+            message = client.get_iopub_msg(timeout=120)
+            if message["parent_header"].get("msg_id") == request and message["msg_type"] == "stream":
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+        saved = list_checkpoints(tmp_path / "Fast-Dreambooth" / "Sessions" / "monster" / "checkpoints")[-1]
+        assert 2 < saved.step < saved.total_steps and find_damage(saved.path) == ""
+    finally:
+        kernel.close()
