@@ -217,7 +217,8 @@ def _train(parts: Any, training_set: Any, cache: Any, run: Path, job: dict[str, 
     def should_stop() -> bool:
         done = next(taken)
         if done == job.get("signal_at"):
-            os.kill(os.getpid(), getattr(signal, job["signal"]))
+            for _ in range(job.get("signals", 1)):
+                os.kill(os.getpid(), getattr(signal, job["signal"]))
         return done >= job.get("stop_after", 10_000)
 
     def report(event: Any) -> None:

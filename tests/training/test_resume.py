@@ -103,6 +103,18 @@ def test_a_signal_saves_the_running_step_and_ends_the_process_in_order(runs, fol
     assert (runs.weights(run), runs.losses(run)) == (weights, losses)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_at_once_and_what_was_saved_before_is_gone_on_from(runs, folder, name):
+    weights, losses = _whole(runs, folder, {})
+    run = f"twice-{name}"
+    ended = runs.run(run, signal_at=9, signal=name, signals=2)
+    assert ended.code == 1 and "KeyboardInterrupt" in ended.error
+    held = list_checkpoints(folder / run / "checkpoints")
+    assert held and held[-1].step <= 8
+    assert runs.run(run).code == 0
+    assert (runs.weights(run), runs.losses(run)) == (weights, losses)
+
+
 def test_an_error_in_mid_run_is_raised_once_the_last_whole_step_is_saved(runs, folder):
     weights, losses = _whole(runs, folder, {})
     ended = runs.run("error", raise_at=5)

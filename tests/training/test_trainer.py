@@ -2,6 +2,8 @@ import copy
 import json
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from itertools import count
 
@@ -107,6 +109,21 @@ def test_ctrl_c_saves_the_running_step_and_stops(job):
     stopped, _ = job.run(should_stop=press_once)
     assert not stopped.finished and stopped.step <= 2
     assert signal.getsignal(signal.SIGINT) is handler  # the caller's own Ctrl-C works again
+    assert job.run()[0].finished
+
+
+def test_in_a_thread_beside_a_notebook_it_stops_and_saves_when_the_main_thread_was_interrupted(job):
+    asked, ended = threading.Event(), []
+    thread = threading.Thread(target=lambda: ended.append(job.run(should_stop=asked.is_set)[0]))
+    thread.start()
+    try:
+        while not job.steps_taken("run"):
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)  # the kernel's: no handler of training's stands in the way
+    except KeyboardInterrupt:
+        asked.set()
+    thread.join(60)
+    assert not ended[0].finished and ended[0].step == job.steps_taken("run")
     assert job.run()[0].finished
 
 
