@@ -15,7 +15,7 @@ PICTURE_KINDS = {
     "PPM", "DDS",
 }  # fmt: skip
 
-_SPOKEN_WITH_A_VOWEL = ("AVI", "ICO", "MP3", "MP4", "Ogg", "SVG", "empty")
+_SPOKEN_WITH_A_VOWEL = ("AVI", "ICO", "MP3", "MP4", "Ogg", "SVG", "empty", "xz")
 
 _STARTS = (
     (b"\xff\xd8\xff", "JPEG"),

@@ -27,6 +27,7 @@ from fastsd_lib.sessions.session import Session
 
 MAX_JSON_BYTES = 16 << 20
 _DROPPED = ("cache", "scratch", "lock", "trash", "unfinished")
+_STEM_BYTES = 110
 _FIXED_NAMES = {PHOTO_LEDGER, "session.json", "crops.json", "recipe.yaml"}
 
 
@@ -266,39 +267,42 @@ def _step_folders(inside: list[tuple[Piece, PurePosixPath]]) -> set[str]:
 def _safe_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
     """Names that every system can hold and tell apart.
 
-    The mark of a renamed file is a hash of its old stem, so that a photo and its caption stay a pair.
+    Where two would be one, all but the first are marked with a hash of their stem, so that a photo and its caption
+    stay a pair.
     """
-    stems: dict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        stems[_key(path)].add(path.stem)
-    first = {key: min(found) for key, found in stems.items()}
+    groups: dict[str, set[tuple[bool, str]]] = defaultdict(set)
+    for path in (path for path in paths if path.name not in _FIXED_NAMES):
+        stem, clean, _ = _split(path.name)
+        groups[_key(path)].add((stem != clean, stem))
+    first = {key: min(found)[1] for key, found in groups.items()}  # a name that needs no change keeps it
     names = {}
     for path in paths:
-        parents = [_safe_part(part) for part in path.parts[:-1]]
-        last = (
-            path.name
-            if path.name in _FIXED_NAMES
-            else _safe_part(path.name, twin=path.stem != first[_key(path)])
-        )
-        names[path] = "/".join([*parents, last])
+        stem, clean, suffix = _split(path.name)
+        if stem != first.get(_key(path), stem):
+            clean += "~" + hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        last = path.name if path.name in _FIXED_NAMES else clean + suffix
+        names[path] = "/".join([*("".join(_split(part)[1:]) for part in path.parts[:-1]), last])
     return names
 
 
 def _key(path: PurePosixPath) -> str:
     # Photos and captions are one group: what is a twin among the photos has a twin's caption.
-    folder = "photos" if path.parts[0] in ("instance_images", "captions") else str(path.parent)
-    return f"{folder}/{same_name(path.stem)}" + ("" if folder == "photos" else same_name(path.suffix))
+    _, clean, suffix = _split(path.name)
+    if path.parts[0] in ("instance_images", "captions"):
+        return f"photos/{same_name(clean)}"
+    return f"{same_name(str(path.parent))}/{same_name(clean + suffix)}"
 
 
-def _safe_part(name: str, twin: bool = False) -> str:
-    if not twin and not name_problem(name):
-        return name
-    path = PurePosixPath(name)
-    mark = "~" + hashlib.sha256(path.stem.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+def _split(name: str) -> tuple[str, str, str]:
+    """(stem, stem that every disk takes, suffix) of a file name; a name without a problem stays as it is."""
+    path = PurePosixPath(name.rstrip(" .") or "file")
+    if not name_problem(name) and not name_problem(path.stem):  # "a .txt" goes with "a .png "
+        return path.stem, path.stem, path.suffix
     stem, suffix = safe_stem(path.stem), safe_stem(path.suffix.lstrip("."))[:16]
-    while len((stem + mark).encode()) > 120:
-        stem = stem[:-1]
-    return f"{stem or 'file'}{mark}" + (f".{suffix}" if suffix else "")
+    while len(stem.encode()) > _STEM_BYTES:
+        stem = stem[:-1].rstrip(" .")
+    clean, suffix = stem or "file", f".{suffix}" if suffix else ""
+    return path.stem, clean if not name_problem(clean + suffix) else f"file {clean}", suffix
 
 
 def _model_name(place: str, old_name: str, new_name: str) -> str:
@@ -357,7 +361,9 @@ def _notes(staged: Session) -> list[str]:
 
 def _move_in(staged: Session, target: Path) -> None:
     with plain_disk_errors(f"move the session to {target.parent}"):
-        for parent, _, _ in os.walk(staged.path, topdown=False):
+        for parent, _, names in os.walk(staged.path, topdown=False):
+            for name in names:
+                fsync_path(Path(parent, name))
             fsync_path(Path(parent))
         try:
             os.rename(staged.path, target)

@@ -111,7 +111,7 @@ def free(session: Session, keep: int = 1) -> Freed:
         gone: set[str] = set()
         if _is_real_folder(session.checkpoints):
             for run in {one.run for one in checkpoints.list_checkpoints(session.checkpoints)}:
-                gone |= set(checkpoints.prune(session.checkpoints, run, keep))
+                gone |= set(checkpoints.prune(session.checkpoints, run, keep, confirmed=_is_intact))
             gone |= set(checkpoints.clear_unfinished(session.checkpoints))
         for one in found:
             if one.kind in ("older checkpoint", "unfinished save"):
@@ -156,6 +156,10 @@ def _candidates(session: Session, items: Iterable[Item], steps: dict[str, int], 
         elif item.part == "scratch" and time.time() - item.path.lstat().st_mtime > SCRATCH_KEPT_S:
             found.append(Candidate("scratch file", item.path, item.bytes))
     return [one for one in found if _lies_in(one.path, session.path)]
+
+
+def _is_intact(checkpoint: checkpoints.Checkpoint) -> bool:
+    return not checkpoints.find_damage(checkpoint.path)
 
 
 def _is_ours(step: Path) -> bool:

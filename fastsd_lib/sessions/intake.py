@@ -70,8 +70,6 @@ class Intake:
                 file.write(block)
                 digest.update(block)
                 size += len(block)
-            file.flush()
-            os.fsync(file.fileno())
         piece = Piece(name, size, digest.hexdigest(), path)
         self.pieces.append(piece)
         return piece
@@ -132,8 +130,11 @@ def from_archive(path: Path, folder: Path, report: Report = silent) -> Intake:
             _check_space(folder, sum(entry.file_size for entry in archive.infolist()))
             _take_members(intake, archives.zip_members(archive, budget), len(archive.infolist()), report)
     elif is_tar(path):
-        with open_tar(path, budget) as members:
-            _take_members(intake, members, 0, report)
+        with open_tar(path, budget) as members:  # looked through first, as a zip is
+            total = sum(1 for _ in members)
+        _check_space(folder, budget.bytes)
+        with open_tar(path, Budget(intake.label, path.stat().st_size)) as members:
+            _take_members(intake, members, total, report)
     else:
         raise ArchiveRefused(
             "not_an_archive",
@@ -144,7 +145,6 @@ def from_archive(path: Path, folder: Path, report: Report = silent) -> Intake:
 
 
 def _take_members(intake: Intake, members: Iterable[Member], total: int, report: Report) -> None:
-    number = -1
     for number, member in enumerate(members):
         facts = {"file": escaped(member.name[-60:])}
         report(
@@ -152,7 +152,7 @@ def _take_members(intake: Intake, members: Iterable[Member], total: int, report:
         )  # a tar does not say how many
         if intake.wants(member.name):
             intake.take(member.name, member.blocks())
-    report(ProgressEvent("unpacked", number + 1, number + 1))
+    report(ProgressEvent("unpacked", total, total))
 
 
 def from_folder(source: Path, folder: Path, report: Report = silent) -> Intake:
