@@ -173,7 +173,6 @@ class Carrier:
         """Everything that is to be done now; OSError when Drive does not let it."""
         while (checkpoint := self._next()) is not None:
             self._carry(checkpoint)
-            self._recovered()
         with self._change:
             self._dirty = False
         try:
@@ -214,6 +213,7 @@ class Carrier:
                 raise  # Drive's folder is gone, not ours
             self._drop(checkpoint, "")
             return
+        self._recovered()
         self._drop(checkpoint, "")
         with self._change:
             self._unconfirmed.append((checkpoint, there))

@@ -1,7 +1,7 @@
 """Stand between core/disk.py and `os`: count every call that changes the disk, record it, break it, or die in it.
 
     with watching(Recorder()) as seen: save()
-    for point in points(seen.calls): kill_in_child(work, point)
+    for point in points(seen.calls): kill_in_child(work, Killer(point))
 
 Nothing of the library is replaced: `disk.os` passes every call on to the real `os`. Only Python's standard library and
 the store are imported, so that a process can be forked here without a thought for torch's threads.
@@ -53,6 +53,7 @@ class PassOn:
     """What happens at each call; this one lets all pass. `number` counts the calls of interest from 0."""
 
     interesting = CHANGES
+    below = ""  # only calls on paths that start so
 
     def at(self, number: int, call: Call, run: Callable[[], Any], half: Callable[[], Any]) -> Any:
         return run()
@@ -61,6 +62,7 @@ class PassOn:
 @dataclass
 class Recorder(PassOn):
     calls: list[Call] = field(default_factory=list)
+    below: str = ""
 
     def at(self, number: int, call: Call, run: Callable[[], Any], half: Callable[[], Any]) -> Any:
         try:
@@ -80,6 +82,7 @@ class Killer(PassOn):
     """SIGKILL to this very process at one point."""
 
     point: Point
+    below: str = ""
 
     def at(self, number: int, call: Call, run: Callable[[], Any], half: Callable[[], Any]) -> Any:
         if number != self.point.number:
@@ -100,7 +103,7 @@ class Breaker(PassOn):
     number: int
     code: int
     for_good: bool = False
-    below: str = ""  # only calls on paths that start so
+    below: str = ""
     interesting: tuple[str, ...] = (*CHANGES, *READS)
     mended: bool = False
     hits: int = 0
@@ -140,8 +143,7 @@ class WatchedOs:
     ) -> Any:
         if name not in self._watcher.interesting:
             return run()
-        below = getattr(self._watcher, "below", "")
-        if below and not str(path).startswith(below):
+        if not str(path).startswith(self._watcher.below):
             return run()
         with self._guard:
             number, self._count = self._count, self._count + 1
@@ -211,8 +213,10 @@ def points(calls: list[Call]) -> list[Point]:
     return found
 
 
-def kill_in_child(work: Callable[[Callable[[str], None]], None], point: Point) -> tuple[list[str], bool]:
-    """Fork, let the child do `work` and be killed at `point`: the lines that it announced, and whether it was killed.
+def kill_in_child(
+    work: Callable[[Callable[[str], None]], Any], killer: Killer, write_bytes: int = WRITE_BYTES
+) -> tuple[list[str], bool]:
+    """Fork, let the child do `work` and be killed: the lines that it announced, and whether it was killed.
 
     `work` is given the function to announce with: what it said before its death arrives, as on a screen.
     """
@@ -221,7 +225,7 @@ def kill_in_child(work: Callable[[Callable[[str], None]], None], point: Point) -
     if child == 0:
         try:
             os.close(reading)
-            with watching(Killer(point)):
+            with watching(killer, write_bytes):
                 work(lambda line: os.write(writing, f"{line}\n".encode()) and None)
         except BaseException:
             traceback.print_exc()

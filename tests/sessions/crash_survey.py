@@ -112,7 +112,8 @@ def kill(scratch: Path) -> dict[str, Any]:
         folder = scratch / "killed"
         folder.mkdir()
         said, killed = crash.kill_in_child(
-            lambda announce, folder=folder: three_saves(folder / "checkpoints", announce), point
+            lambda announce, folder=folder: three_saves(folder / "checkpoints", announce),
+            crash.Killer(point),
         )
         wrong = fault(folder / "checkpoints", said, strict=True) if killed else "was not killed"
         wrong = wrong or fault_of_next_save(folder / "checkpoints")
