@@ -71,10 +71,10 @@ def settle(
     manifest = _read_manifest(intake, top)
     if manifest is not None:
         _verify(intake, top, manifest)
-    old_name = _old_name(intake, top, manifest, default_name)
-    new_name = free_name(root, name or old_name, given=bool(name))
+    old_names = _old_names(intake, top, manifest, default_name)
+    new_name = free_name(root, name or old_names[0], given=bool(name))
     staged = Session(intake.folder / "session" / new_name)
-    places, ignored, renamed = _places(intake, top, old_name, new_name)
+    places, ignored, renamed = _places(intake, top, old_names, new_name)
     moved_in = int(time.time())
     for piece, place in places:
         target = staged.path / place
@@ -214,16 +214,23 @@ def _verify(intake: Intake, top: PurePosixPath, manifest: Mapping[str, Any]) -> 
             raise UserError(f"{escaped(name)} in {intake.label} is damaged: its hash is another.", fix=fix)
 
 
-def _old_name(
+def _old_names(
     intake: Intake, top: PurePosixPath, manifest: Mapping[str, Any] | None, default_name: str
-) -> str:
-    if manifest is not None:
-        return manifest["session"]
-    return top.name or default_name
+) -> list[str]:
+    """What it may have been called, the likeliest first: by its manifest, its folder, session.json, its source."""
+    listed = [manifest["session"]] if manifest is not None else []
+    piece = next((one for one in intake.pieces if PurePosixPath(one.name) == top / "session.json"), None)
+    said = None
+    if piece is not None and piece.bytes < MAX_JSON_BYTES:
+        try:
+            said = read_json(piece.path).get("name")
+        except (UserError, AttributeError):  # spoken of when it lies in its place
+            said = None
+    return [*listed, *filter(None, [top.name, said if isinstance(said, str) else "", default_name])]
 
 
 def _places(
-    intake: Intake, top: PurePosixPath, old_name: str, new_name: str
+    intake: Intake, top: PurePosixPath, old_names: list[str], new_name: str
 ) -> tuple[list[tuple[Piece, str]], int, dict[str, str]]:
     """(piece, its name in the new session), how many are not taken, and {old: new} of those that were renamed."""
     inside = [(piece, path) for piece in intake.pieces if (path := _inside(piece, top))]
@@ -231,7 +238,7 @@ def _places(
     ours = [
         (piece, path)
         for piece, path in inside
-        if path.as_posix() != MANIFEST and part_of(path.as_posix(), old_name, steps) not in _DROPPED
+        if path.as_posix() != MANIFEST and part_of(path.as_posix(), old_names[0], steps) not in _DROPPED
     ]
     ignored = sum(PurePosixPath(piece.name) != top / MANIFEST for piece in intake.pieces) - len(ours)
     names = _safe_names([path for _, path in ours])
@@ -242,7 +249,7 @@ def _places(
         if place != path.as_posix():
             renamed[path.as_posix()] = place
         if len(path.parts) == 1:
-            place = _model_name(place, old_name, new_name)
+            place = _model_name(place, old_names, new_name)
         if same_name(place) in used or any(
             same_name(str(one)) in used for one in PurePosixPath(place).parents
         ):
@@ -305,12 +312,13 @@ def _split(name: str) -> tuple[str, str, str]:
     return path.stem, clean if not name_problem(clean + suffix) else f"file {clean}", suffix
 
 
-def _model_name(place: str, old_name: str, new_name: str) -> str:
+def _model_name(place: str, old_names: list[str], new_name: str) -> str:
     """The model file bears the session's name, so it is renamed with it."""
     stem, suffix = os.path.splitext(place)
-    rest = stem.removeprefix(old_name)
-    if suffix in (".safetensors", ".ckpt") and stem.startswith(old_name) and rest[:1] in ("", "_", "-"):
-        return f"{new_name}{rest}{suffix}"
+    for old in old_names:
+        rest = stem.removeprefix(old)
+        if suffix in (".safetensors", ".ckpt") and stem.startswith(old) and rest[:1] in ("", "_", "-"):
+            return f"{new_name}{rest}{suffix}"
     return place
 
 

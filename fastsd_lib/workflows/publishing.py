@@ -225,7 +225,9 @@ def _check_repository(repository: str) -> None:
     ):
         return
     tail = (
-        re.sub(r"[^\w.-]+", "-", repository.rstrip("/").split("/")[-1], flags=re.ASCII).strip(".-")
+        re.sub(
+            r"[^\w.-]+", "-", repository.rstrip("/").removesuffix(".git").split("/")[-1], flags=re.ASCII
+        ).strip(".-")
         or "my-model"
     )
     raise UserError(
