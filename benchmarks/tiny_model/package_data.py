@@ -31,7 +31,7 @@ def assemble(work: Path, out: Path, unet_file: str = "unet.pt") -> None:
     vae, unet = build_vae(), build_unet()
     tokenizer = load_tokenizer(work)
     text = build_text_encoder(tokenizer)
-    vae_file = "decoder.pt" if (work / "decoder.pt").exists() else "vae.pt"
+    vae_file = "photographs.pt" if (work / "photographs.pt").exists() else "vae.pt"
     for module, name in ((vae, vae_file), (unet, unet_file), (text, "text.pt")):
         module.load_state_dict(torch.load(work / name, weights_only=True))
     vae.half().save_pretrained(out / "vae")

@@ -10,7 +10,7 @@ this order (measured: trained jointly from scratch the same network reached 14 %
 3. clip     the text encoder, by contrast with a small picture network (Radford et al. 2021, arXiv 2103.00020)
 4. judge    the picture network, now classifying subject, colours and monster traits
 5. unet     epsilon prediction, min-SNR 5 (Hang et al. 2023, arXiv 2303.09556), 10 % empty captions, EMA
-6. decoder  the VAE's decoder once more, alone, for sharpness
+6. photographs  the VAE once more, for sharpness and real photographs; latents of drawings are held
 7. assemble fp16 diffusers folder into fastsd_lib/models/embedded
 
 Each stage runs as one-thread processes that average gradients: on two loaded cores that is far faster than
@@ -32,14 +32,14 @@ from benchmarks.tiny_model.pictures import render
 from benchmarks.tiny_model.team import Budget, Team
 from benchmarks.tiny_model.text import train_clip
 from benchmarks.tiny_model.unet import train_unet
-from benchmarks.tiny_model.vae import train_decoder, train_vae
+from benchmarks.tiny_model.vae import train_photographs, train_vae
 
 STAGES = {
     "vae": (train_vae, "vae.pt"),
     "clip": (train_clip, "text.pt"),
     "judge": (train_judge, "judge.pt"),
     "unet": (train_unet, "unet.pt"),
-    "decoder": (train_decoder, "decoder.pt"),
+    "photographs": (train_photographs, "photographs.pt"),
 }
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         ("clip", 1500, 4.5),
         ("judge", 1500, 3.5),
         ("unet", 12000, 58),
-        ("decoder", 9000, 4),
+        ("photographs", 9000, 20),
     ):
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
         parser.add_argument(f"--{stage}-minutes", type=float, default=minutes)

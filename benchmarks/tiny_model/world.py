@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -329,6 +330,14 @@ PHOTOS = (
     ("rocket.jpg", "launch", (0.2, 0.0, 0.8, 1.0)),
     ("motorcycle_left.png", "motorcycle", (0.1, 0.1, 0.95, 1.0)),
 )
+# Textures without a name that captions would use: only for the VAE.
+TEXTURES = tuple(
+    (name, "texture", (0.0, 0.0, 1.0, 1.0))
+    for name in (
+        "brick.png", "camera.png", "clock_motion.png", "coins.png", "grass.png", "gravel.png",
+        "hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg",
+    )
+)  # fmt: skip
 
 
 @cache
@@ -343,11 +352,19 @@ def _photo(name: str, region: tuple[float, float, float, float]) -> Image.Image:
     )
 
 
-def draw_photo(rng: random.Random, size_px: int = 64) -> tuple[Image.Image, str, str]:
-    """A crop of a real photograph (never the cat, which the demo keeps for DreamBooth): picture, caption, noun."""
-    name, noun, region = rng.choice(PHOTOS)
+def draw_photo(
+    rng: random.Random,
+    size_px: int = 64,
+    smallest: float = 0.55,
+    photos: Sequence[tuple[str, str, tuple[float, float, float, float]]] = PHOTOS,
+) -> tuple[Image.Image, str, str]:
+    """A crop of a real photograph (never the cat, which the demo keeps for DreamBooth): picture, caption, noun.
+
+    `smallest`: the least share of the short side that a crop takes.
+    """
+    name, noun, region = rng.choice(photos)
     picture = _photo(name, region)
-    side = round(min(picture.size) * rng.uniform(0.55, 1.0))
+    side = round(min(picture.size) * rng.uniform(smallest, 1.0))
     left, top = rng.randint(0, picture.width - side), rng.randint(0, picture.height - side)
     crop = picture.crop((left, top, left + side, top + side)).resize(
         (size_px, size_px), Image.Resampling.LANCZOS

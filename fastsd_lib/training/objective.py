@@ -17,6 +17,9 @@ from fastsd_lib.training.stages import TEXT_ENCODER, Stage
 from fastsd_lib.training.training_set import TrainingSet, generator, rows_of_step
 
 PROMPTS_AT_ONCE = 32
+# Guidance subtracts what the model answers to the empty prompt: if that drifts towards the subject, the subject
+# pales in pictures (benchmarks/dreambooth.py). So this share of the class pictures rehearses it.
+EMPTY_SHARE = 0.3
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (noisy, timesteps, states)
 
@@ -50,8 +53,8 @@ class Objective:
             self.prior.begin(stage, adapters)
 
     def freeze_text_encoder(self) -> None:
-        """From here on the text encoder does not change: every prompt is encoded once."""
-        self.states = self._encode_all(self.set.prompts)
+        """From here on the text encoder does not change: every prompt, and the empty one, is encoded once."""
+        self.states = self._encode_all([*self.set.prompts, ""])
 
     def loss(self, stage: Stage, draw: int) -> torch.Tensor:
         """Mean squared error of draw number `draw` (from 0) of the stage, a scalar that can go backward."""
@@ -67,15 +70,31 @@ class Objective:
         target = self.noise_scheduler.target(latents, noise, timesteps).to(self.device)
         weights = self.noise_scheduler.snr_weights(timesteps, config.min_snr_gamma)
         timesteps = timesteps.to(self.device)
+        rows = self._with_empty_prompts(stage, draw, rows)
         if stage.name == TEXT_ENCODER:
-            context = encode_prompts(self.parts, [self.set.prompts[row] for row in rows])
+            prompts = [*self.set.prompts, ""]
+            context = encode_prompts(self.parts, [prompts[row] for row in rows])
         else:
             context = self.states[rows]
         context = context.to(dtype)
         if self.prior is not None:
-            target = self.prior.target(noisy, timesteps, context.detach(), target)
+            empty = torch.tensor([row == len(self.set.prompts) for row in rows])
+            target = self.prior.target(noisy, timesteps, empty, target)
         answer = self.parts.unet(noisy, timesteps, context, return_dict=False)[0]
         return dreambooth_loss(answer, target, weights, config)
+
+    def _with_empty_prompts(self, stage: Stage, draw: int, rows: list[int]) -> list[int]:
+        """`rows`, with the number after the last prompt where a class picture rehearses the empty prompt."""
+        if self.prior is None:
+            return rows
+        half, none = len(rows) // 2, len(self.set.prompts)
+        chances = torch.rand(
+            half, generator=generator(self.config.seed, f"{stage.name}/empty", draw)
+        ).tolist()
+        rehearsed = [
+            none if chance < EMPTY_SHARE else row for row, chance in zip(rows[half:], chances, strict=True)
+        ]
+        return rows[:half] + rehearsed
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.config.mixed_precision == "no":
@@ -99,31 +118,21 @@ class _BasePrior:
 
     OneTrainer's "prior prediction" (its GenericTrainer, ConceptType.PRIOR_PREDICTION). The class is held to what
     the base model thinks of it rather than to the pictures themselves, so an untrained model has nothing to unlearn:
-    its prior loss is exactly 0. For that the base answers whole batches, as the trained model does: half a batch
-    would be cheaper, but is rounded differently.
+    its prior loss is 0, up to rounding.
     """
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._states: torch.Tensor | None = None
-        # Of all prompts at once, as the U-Net stage encodes them: rounded alike.
-        prompts = objective.set.prompts
-        self._unet_states = objective._encode_all(prompts)[len(prompts) - 1]
-        with torch.no_grad(), objective.autocast():
-            batch = [objective.set.class_prompt] * (2 * objective.config.batch_size)
-            self._text_states = encode_prompts(objective.parts, batch)
+        self._states = objective._encode_all([objective.set.class_prompt, ""])
         self._answer: Answer | None = None
 
     def begin(self, stage: Stage, adapters: Adapters | None) -> None:
         """Text encoder: the U-Net still is the base's. U-Net: adapters can be switched off, else a frozen copy."""
-        unet = self._objective.parts.unet
-        if stage.name == TEXT_ENCODER:
-            self._states = self._text_states
-        else:
-            self._states = self._unet_states.expand(2 * self._objective.config.batch_size, -1, -1)
-            if adapters is None:
-                unet = copy.deepcopy(unet).requires_grad_(False)
-        off = adapters.off if adapters is not None and stage.name != TEXT_ENCODER else contextlib.nullcontext
+        unet, off = self._objective.parts.unet, contextlib.nullcontext
+        if stage.name != TEXT_ENCODER and adapters is None:
+            unet = copy.deepcopy(unet).requires_grad_(False)
+        elif stage.name != TEXT_ENCODER:
+            off = adapters.off
 
         def answer(noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), off():
@@ -132,10 +141,13 @@ class _BasePrior:
         self._answer = answer
 
     def target(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, target: torch.Tensor
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, empty: torch.Tensor, target: torch.Tensor
     ) -> torch.Tensor:
-        """`target` (2 B, C, H, W) with its second half, the class pictures, as the base model answers it."""
+        """`target` (2 B, C, H, W) with its second half, the class pictures, as the base model answers it.
+
+        `empty`: (2 B,) bool, which of them rehearse the empty prompt.
+        """
         half = len(noisy) // 2
-        states = torch.cat([context[:half], self._states[half:].to(context.dtype)])
-        answer = self._answer(noisy, timesteps, states)
-        return torch.cat([target[:half], answer[half:].to(target.dtype)])
+        states = self._states[empty[half:].long()].to(noisy.dtype)
+        answer = self._answer(noisy[half:], timesteps[half:], states)
+        return torch.cat([target[:half], answer.to(target.dtype)])
