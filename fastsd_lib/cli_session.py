@@ -101,9 +101,13 @@ def _session_add(options: argparse.Namespace, rest: list[str]) -> int:
     }
     show(options, value, outcome.lines())
     if rejected and not (outcome.accepted or outcome.already_here or outcome.captions):
-        which = "The only photo" if len(rejected) == 1 else f"None of the {len(rejected)} photos"
+        what = (
+            "This cannot be used"
+            if len(rejected) == 1
+            else f"None of the {len(rejected)} can be used; the first"
+        )
         raise UserError(
-            f"{which} could be used: {rejected[0]['reason']}",
+            f"{what}: {rejected[0]['reason']}",
             fix="add photos as JPEG, PNG, WebP, HEIC or a zip of them.",
         )
     return 2 if options.strict and rejected else 0

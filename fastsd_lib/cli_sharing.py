@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     exporter.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="default: SESSION-session.zip, here"
     )
+    exporter.set_defaults(takes_rest=True)
     exporter.add_argument(
         "--with", dest="more", action="append", default=[], metavar="PART", help=f"also: {PARTS}"
     )
@@ -41,6 +43,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     publisher.add_argument("--dry-run", action="store_true", help="show what would go; send nothing")
     freer = action("free-space", _free_space, "sizes, and deleting what is not needed", named=False)
     freer.add_argument("name", nargs="?", metavar="SESSION", help="default: all sessions")
+    freer.set_defaults(takes_rest=True)
     freer.add_argument(
         "--keep", type=int, default=1, metavar="N", help="newest checkpoints of each run to keep (default: 1)"
     )
@@ -60,9 +63,23 @@ def _root(options: argparse.Namespace) -> Path:
     return options.root.expanduser() if options.root else default_root()
 
 
+def _last_word(command: str, given: object, rest: list[str]) -> str | None:
+    """A word that stands after an option: argparse has settled by then that the optional one is missing."""
+    if not rest:
+        return None
+    if given is not None or len(rest) > 1 or rest[0].startswith("-"):
+        raise UserError(
+            f"fastsd session {command}: unknown argument {rest[-1 if given is None else 0]!r}.",
+            fix=f"python3 -m fastsd_lib session {command} --help",
+        )
+    return rest[0]
+
+
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import sharing
 
+    if word := _last_word("export", options.file, rest):
+        options.file = Path(word)
     more = [part.strip() for word in options.more for part in word.split(",") if part.strip()]
     made = sharing.export_session(
         opened(options),
@@ -129,6 +146,7 @@ def _free_space(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.sessions import free_space
     from fastsd_lib.sessions import session as sessions
 
+    options.name = _last_word("free-space", options.name, rest) or options.name
     root = _root(options)
     listed = [opened(options)] if options.name else sessions.list_sessions(root)
     found = [free_space.usage(session, options.keep) for session in listed]
@@ -198,7 +216,8 @@ def _remove(options: argparse.Namespace, rest: list[str]) -> int:
     else:
         lines = [
             f"Moved {session.name!r} to {place}.",
-            f'Back again: python3 -m fastsd_lib session import "{place}" --name "{session.name}"',
+            f"Back again: python3 -m fastsd_lib session import {shlex.quote(str(place))}"
+            f" --name {shlex.quote(session.name)}",
             "It takes up space there until: python3 -m fastsd_lib session free-space --empty-trash",
         ]
     lines += [free_space.DRIVE_TRASH] if place is None and free_space.on_drive(root) else []

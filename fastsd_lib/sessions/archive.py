@@ -44,6 +44,8 @@ class Exported:
         """One sentence, then what was left out and why."""
         said = [f"Wrote {self.path}: {count(self.files, 'file')}, {size_text(self.bytes)}."]
         for part, (files, size) in self.left_out.items():
+            if part == "lock":
+                continue
             how = f" (add it: --with {part})" if part in MORE_PARTS else _WHY.get(part, "")
             said.append(f"  left out: {part}, {count(files, 'file')}, {size_text(size)}{how}")
         return [*said, *(f"  note: {note}" for note in self.notes)]

@@ -21,7 +21,7 @@ from fastsd_lib.sessions import checkpoints
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.archive import SCHEMA, count, size_text
 from fastsd_lib.sessions.contents import MANIFEST, PHOTO_LEDGER, part_of
-from fastsd_lib.sessions.intake import Intake, Piece
+from fastsd_lib.sessions.intake import Intake, Piece, session_top
 from fastsd_lib.sessions.names import check_name
 from fastsd_lib.sessions.session import Session
 
@@ -67,7 +67,7 @@ def settle(
     does not match its manifest, or a session of that name is there.
     """
     folder = sessions.sessions_dir(root)
-    top = _top(intake)
+    top = session_top(intake.label, (piece.name for piece in intake.pieces))
     manifest = _read_manifest(intake, top)
     if manifest is not None:
         _verify(intake, top, manifest)
@@ -129,36 +129,6 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _top(intake: Intake) -> PurePosixPath:
-    """The folder inside the source that is the session: the shallowest with the signs of one."""
-    signs: dict[PurePosixPath, int] = {}
-    for piece in intake.pieces:
-        path = PurePosixPath(piece.name)
-        for depth, part in enumerate(path.parts):
-            last = depth == len(path.parts) - 1
-            lower = part.lower()
-            is_sign = (
-                lower in ("session.json", "recipe.yaml", "instance_images.zip") or lower.endswith(".ckpt")
-                if last
-                else lower == "instance_images"
-            )
-            if is_sign:
-                signs[PurePosixPath(*path.parts[:depth])] = depth
-                break
-    if not signs:
-        raise UserError(
-            f"{intake.label} holds no session: no session.json, instance_images/ or recipe.yaml.",
-            fix="for photos alone: python3 -m fastsd_lib session add-images SESSION PHOTOS",
-        )
-    found = sorted(path for path, depth in signs.items() if depth == min(signs.values()))
-    if len(found) > 1:
-        names = ", ".join(escaped(path.name) for path in found[:10])
-        raise UserError(
-            f"{intake.label} holds {len(found)} sessions: {names}.", fix="unpack it and import one folder."
-        )
-    return found[0]
 
 
 def _inside(piece: Piece, top: PurePosixPath) -> PurePosixPath | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -28,6 +29,8 @@ from fastsd_lib.core.text import escaped
 from fastsd_lib.sessions.contents import PHOTO_LEDGER, is_secret
 
 STAGING = ".import-"
+_SIGN_FILE = re.compile(r"session\.json|recipe\.yaml|instance_images\.zip|[^.].*\.ckpt", re.IGNORECASE)
+_SIGN_FOLDER = re.compile(r"instance_images", re.IGNORECASE)
 _FORGOTTEN_S = 24 * 3600  # on a shared Drive the other machine may still be at it
 
 
@@ -127,14 +130,16 @@ def from_archive(path: Path, folder: Path, report: Report = silent) -> Intake:
     kind = kind_of_file(path)
     if kind == "zip archive":
         with archives.open_zip(path) as archive:
+            session_top(intake.label, (entry.filename.replace("\\", "/") for entry in archive.infolist()))
             _check_space(folder, sum(entry.file_size for entry in archive.infolist()))
             _take_members(intake, archives.zip_members(archive, budget), len(archive.infolist()), report)
     elif is_tar(path):
         with open_tar(path, budget) as members:  # looked through first, as a zip is
-            total = sum(1 for _ in members)
+            names = [member.name for member in members]
+        session_top(intake.label, names)
         _check_space(folder, budget.bytes)
         with open_tar(path, Budget(intake.label, path.stat().st_size)) as members:
-            _take_members(intake, members, total, report)
+            _take_members(intake, members, len(names), report)
     else:
         raise ArchiveRefused(
             "not_an_archive",
@@ -142,6 +147,33 @@ def from_archive(path: Path, folder: Path, report: Report = silent) -> Intake:
             "name a .zip, .tar or .tar.gz, or unpack it and name the folder.",
         )
     return intake
+
+
+def session_top(label: str, names: Iterable[str]) -> PurePosixPath:
+    """The folder inside a source that is the session: the shallowest with the signs of one.
+
+    UserError when there is none, or more than one.
+    """
+    signs: dict[PurePosixPath, int] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for depth, part in enumerate(parts):
+            last = depth == len(parts) - 1
+            if (_SIGN_FILE if last else _SIGN_FOLDER).fullmatch(part):
+                signs[PurePosixPath(*parts[:depth])] = depth
+                break
+    if not signs:
+        raise UserError(
+            f"{label} holds no session: no session.json, instance_images/ or recipe.yaml.",
+            fix="for photos alone: python3 -m fastsd_lib session add-images SESSION PHOTOS",
+        )
+    found = sorted(path for path, depth in signs.items() if depth == min(signs.values()))
+    if len(found) > 1:
+        shown = ", ".join(escaped(path.name) for path in found[:10])
+        raise UserError(
+            f"{label} holds {len(found)} sessions: {shown}.", fix="unpack it and import one folder."
+        )
+    return found[0]
 
 
 def _take_members(intake: Intake, members: Iterable[Member], total: int, report: Report) -> None:
@@ -164,6 +196,7 @@ def from_folder(source: Path, folder: Path, report: Report = silent) -> Intake:
             f"The sessions themselves lie in {escaped(str(source))}.", fix="name the folder of one session."
         )
     found = _walk(top, intake)
+    session_top(intake.label, (name for name, _ in found))  # before somebody's whole home folder is copied
     for number, (name, path) in enumerate(found):
         report(ProgressEvent("copied", number, len(found), {"file": escaped(name[-60:])}))
         try:

@@ -162,9 +162,7 @@ def model_card(session: Session, base: str, models: list[str], samples: list[str
         f"# {title}",
         "",
     ]
-    made_from = (
-        f"[{base}](https://huggingface.co/{base})" if "/" in base else base or "a model of its maker's"
-    )
+    made_from = f"[{base}](https://huggingface.co/{base})" if "/" in base else base or "a private base model"
     lines += [f"A DreamBooth model made with fastsd from {made_from}.", ""]
     if prompt:
         lines += [f"Its subject answers to `{prompt.replace('`', chr(39))}`.", ""]
