@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,19 +14,18 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import kind_of_file
 from fastsd_lib.core.files import fingerprint, fsync_path, plain_disk_errors, read_json, write_json
-from fastsd_lib.core.text import escaped, name_problem, safe_stem, same_name
+from fastsd_lib.core.text import escaped, safe_stem, same_name
 from fastsd_lib.sessions import checkpoints
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.archive import SCHEMA, count, size_text
-from fastsd_lib.sessions.contents import MANIFEST, PHOTO_LEDGER, part_of
+from fastsd_lib.sessions.contents import MANIFEST, part_of
 from fastsd_lib.sessions.intake import Intake, Piece, session_top
 from fastsd_lib.sessions.names import check_name
+from fastsd_lib.sessions.safe_names import model_name, safe_names
 from fastsd_lib.sessions.session import Session
 
 MAX_JSON_BYTES = 16 << 20
 _DROPPED = ("cache", "scratch", "lock", "trash", "unfinished")
-_STEM_BYTES = 110
-_FIXED_NAMES = {PHOTO_LEDGER, "session.json", "crops.json", "recipe.yaml"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ def _places(
         if path.as_posix() != MANIFEST and part_of(path.as_posix(), old_names[0], steps) not in _DROPPED
     ]
     ignored = sum(PurePosixPath(piece.name) != top / MANIFEST for piece in intake.pieces) - len(ours)
-    names = _safe_names([path for _, path in ours])
+    names = safe_names([path for _, path in ours])
     places, renamed = [], {}
     used: set[str] = set()
     for piece, path in sorted(ours, key=lambda pair: pair[1].as_posix()):
@@ -219,7 +216,7 @@ def _places(
         if place != path.as_posix():
             renamed[path.as_posix()] = place
         if len(path.parts) == 1:
-            place = _model_name(place, old_names, new_name)
+            place = model_name(place, old_names, new_name)
         if same_name(place) in used or any(
             same_name(str(one)) in used for one in PurePosixPath(place).parents
         ):
@@ -239,57 +236,6 @@ def _step_folders(inside: list[tuple[Piece, PurePosixPath]]) -> set[str]:
         for _, path in inside
         if len(path.parts) == 3 and path.parts[0] == "checkpoints" and path.name.startswith("manifest")
     }
-
-
-def _safe_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Names that every system can hold and tell apart.
-
-    Where two would be one, all but the first are marked with a hash of their stem, so that a photo and its caption
-    stay a pair.
-    """
-    groups: dict[str, set[tuple[bool, str]]] = defaultdict(set)
-    for path in (path for path in paths if path.name not in _FIXED_NAMES):
-        stem, clean, _ = _split(path.name)
-        groups[_key(path)].add((stem != clean, stem))
-    first = {key: min(found)[1] for key, found in groups.items()}  # a name that needs no change keeps it
-    names = {}
-    for path in paths:
-        stem, clean, suffix = _split(path.name)
-        if stem != first.get(_key(path), stem):
-            clean += "~" + hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        last = path.name if path.name in _FIXED_NAMES else clean + suffix
-        names[path] = "/".join([*("".join(_split(part)[1:]) for part in path.parts[:-1]), last])
-    return names
-
-
-def _key(path: PurePosixPath) -> str:
-    # Photos and captions are one group: what is a twin among the photos has a twin's caption.
-    _, clean, suffix = _split(path.name)
-    if path.parts[0] in ("instance_images", "captions"):
-        return f"photos/{same_name(clean)}"
-    return f"{same_name(str(path.parent))}/{same_name(clean + suffix)}"
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """(stem, stem that every disk takes, suffix) of a file name; a name without a problem stays as it is."""
-    path = PurePosixPath(name.rstrip(" .") or "file")
-    if not name_problem(name) and not name_problem(path.stem):  # "a .txt" goes with "a .png "
-        return path.stem, path.stem, path.suffix
-    stem, suffix = safe_stem(path.stem), safe_stem(path.suffix.lstrip("."))[:16]
-    while len(stem.encode()) > _STEM_BYTES:
-        stem = stem[:-1].rstrip(" .")
-    clean, suffix = stem or "file", f".{suffix}" if suffix else ""
-    return path.stem, clean if not name_problem(clean + suffix) else f"file {clean}", suffix
-
-
-def _model_name(place: str, old_names: list[str], new_name: str) -> str:
-    """The model file bears the session's name, so it is renamed with it."""
-    stem, suffix = os.path.splitext(place)
-    for old in old_names:
-        rest = stem.removeprefix(old)
-        if suffix in (".safetensors", ".ckpt") and stem.startswith(old) and rest[:1] in ("", "_", "-"):
-            return f"{new_name}{rest}{suffix}"
-    return place
 
 
 def _translate_crops(staged: Session, renamed: Mapping[str, str]) -> None:

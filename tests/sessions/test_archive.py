@@ -641,6 +641,33 @@ def test_a_file_that_vanishes_meanwhile_costs_only_itself(root, tmp_path, monkey
     assert made.files == 2 and "captions/a.txt is left out: No such file" in made.notes[0]
 
 
+def test_a_folder_of_20000_photos_is_looked_through_and_not_copied_when_it_is_no_session(root, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    for number in range(20_000):
+        os.close(os.open(tmp_path / "holiday" / f"{number}.jpg", os.O_CREAT))
+    start_s = time.process_time()
+    with pytest.raises(UserError, match="holiday holds no session"):
+        bring(root, tmp_path / "holiday")
+    assert time.process_time() - start_s < 2
+
+
+def test_an_unreadable_file_costs_only_itself(root, tmp_path, monkeypatch):
+    source = tmp_path / "cat"
+    for name, data in GOOD.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    opened = Path.open
+
+    def locked(path, *more, **named):  # the tests may run as root, whom no file mode stops
+        if path.name == "a.txt" and path.is_relative_to(source):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *more, **named)
+
+    monkeypatch.setattr(Path, "open", locked)
+    made = bring(root, source, "b")
+    assert made.files == 2 and "captions/a.txt is left out: Permission denied" in made.notes
+
+
 def test_the_folder_with_all_sessions_is_not_taken_for_one(root):
     create_session(root, "a")
     with pytest.raises(UserError, match="The sessions themselves lie in"):
