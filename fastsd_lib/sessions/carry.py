@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class CarryState:
 class Carrier:
     """A thread from `source` (the bench) to `target` (the session); both have a checkpoints/ folder.
 
+    It begins at once, with what lies at the source and not at the target: what is to be discarded goes before that.
     report: told a line when the state changes for the user. revive: one try to bring Drive back, once per outage.
     confirmed: asked about each file of a copied checkpoint whether it is really uploaded; without it the read-back counts.
     keep, keep_every_steps: as for checkpoints.prune, at the target.
@@ -92,8 +94,8 @@ class Carrier:
         self._unconfirmed: list[tuple[Checkpoint, Checkpoint]] = []  # (local, its copy), oldest first
         self._failures, self._trouble, self._trouble_at = 0, "", 0.0
         self._newest_run, self._local_step = "", 0
-        self._copied: dict[str, int] = {}  # run -> step
-        self._safe: dict[str, int] = {}
+        self._copied: dict[str, set[int]] = defaultdict(set)  # run -> steps
+        self._safe: dict[str, set[int]] = defaultdict(set)
         self._safe_at = time.monotonic()
         self._active = self._dirty = True  # it first looks for what an earlier one left behind
         self._ending = self._given_up = self._hurry = False
@@ -124,8 +126,8 @@ class Carrier:
             since = self._trouble_at if self._trouble else self._safe_at
             return CarryState(
                 local_step=self._local_step,
-                copied_step=self._copied.get(run, 0),
-                safe_step=self._safe.get(run, 0),
+                copied_step=_newest_of(self._copied[run], self._local_step),
+                safe_step=_newest_of(self._safe[run], self._local_step),
                 waiting=len(self._pending) + len(self._unconfirmed),
                 trouble=self._trouble,
                 since_s=time.monotonic() - since,
@@ -155,9 +157,7 @@ class Carrier:
                 round_()
                 round_ = self._round
                 self._recovered()
-            except OSError as error:
-                self._failed(error)
-            except Exception as error:  # ours, and no reason to end the training
+            except Exception as error:  # Drive's, or ours: no reason to end the training
                 self._failed(error)
             with self._change:
                 self._active = False
@@ -192,7 +192,8 @@ class Carrier:
         there = [one for one in there if not checkpoints.quick_damage(one.path)]
         with self._change:
             for one in there:
-                self._copied[one.run] = self._safe[one.run] = one.step
+                self._copied[one.run].add(one.step)
+                self._safe[one.run].add(one.step)
             fresh = {one.run for one in self._pending}
             for one in local:
                 if one.run not in fresh:
@@ -217,7 +218,7 @@ class Carrier:
         self._drop(checkpoint, "")
         with self._change:
             self._unconfirmed.append((checkpoint, there))
-            self._copied[checkpoint.run] = max(checkpoint.step, self._copied.get(checkpoint.run, 0))
+            self._copied[checkpoint.run].add(checkpoint.step)
         self._ask_for_confirmations()
 
     def _copy(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -236,28 +237,30 @@ class Carrier:
 
     def _ask_for_confirmations(self) -> None:
         """Only what is confirmed is called safe, and only then older ones may go."""
-        for pair in list(self._unconfirmed):
-            local, there = pair
+        for local, there in list(self._unconfirmed):
             if not self._is_uploaded(there):
                 continue
             with self._change:
-                self._unconfirmed = [
-                    one for one in self._unconfirmed if one[0].run != local.run or one[0].step > local.step
-                ]
-                if local.step > self._safe.get(local.run, 0):
-                    self._safe[local.run] = local.step
+                news = local.step not in self._safe[local.run]
+                if news:
+                    self._safe[local.run].add(local.step)
                     self._safe_at = time.monotonic()
-                self._change.notify_all()
-            self._say(self.state.line)
+            if news:
+                self._say(self.state.line)
             checkpoints.prune(
                 self._target / CHECKPOINTS,
                 local.run,
                 self._keep,
                 self._keep_every_steps,
                 confirmed=lambda one, sure=there: (
-                    one.path == sure.path and not checkpoints.quick_damage(one.path)
+                    one.path == sure.path and not checkpoints.quick_damage(sure.path)
                 ),
             )
+            with self._change:  # not before: what Drive did not let us delete is tried again
+                self._unconfirmed = [
+                    one for one in self._unconfirmed if one[0].run != local.run or one[0].step > local.step
+                ]
+                self._change.notify_all()
 
     def _is_uploaded(self, there: Checkpoint) -> bool:
         if self._confirmed is None:
@@ -321,6 +324,11 @@ class Carrier:
             had, self._trouble, self._failures = self._trouble, "", 0
         if had:
             self._say(f"{self._place} is back; {self.state.line}")
+
+
+def _newest_of(steps: set[int], local_step: int) -> int:
+    """A run that went back to an earlier step says nothing of the later ones that it left."""
+    return max((step for step in steps if step <= local_step), default=0)
 
 
 def _in_words(error: Exception, place: str) -> str:

@@ -68,4 +68,4 @@ class Mirror:
         taken, number = set(disk.names_in(final.parent)), 1
         while (name := f"{final.stem}.earlier-{number}{final.suffix}") in taken:
             number += 1
-        disk.rename(final, final.with_name(name))
+        disk.write_file(final.with_name(name), (there,))  # a copy: readers find `final` at any time
