@@ -18,6 +18,9 @@ from fastsd_lib.environment.bootstrap import Say
 
 Kind = Literal["drive", "shared drive", "kaggle", "runpod", "paperspace", "folder", "temporary"]
 
+# "dead": the daemon is gone (errno 107), and with it any upload. "stuck": it may yet be uploading.
+State = Literal["alive", "dead", "stuck", "plain", "absent"]
+
 FLUSH_LIMIT_S = 600  # google.colab would wait for 24 hours
 # What calls below a mount give when its daemon is gone: for those in flight, then for all that follow.
 LOST = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ETIMEDOUT}
@@ -62,7 +65,7 @@ def open_workspace(
     """The place that sessions go to: `folder`, else a shared drive or your own on Colab, else the host's own.
 
     On Colab this asks for access to Drive once; a Drive that is mounted already is used as it is, one whose
-    mount has died is mounted anew, but not by force while files are `pending` on their way to it. With
+    mount has died is mounted anew, but none by force that may still be uploading `pending` files. With
     `use_drive=False` everything stays on the machine. UserError when the place cannot be had; nothing is ever
     put into a folder that only looks like Drive.
     """
@@ -118,7 +121,8 @@ def local_disk(path: Path, places: Places = HERE) -> Path:
 def revive(path: Path, *, pending: bool = False, report: Say = print, places: Places = HERE) -> bool:
     """One try to bring back the Drive that holds `path`; True when it answers (again).
 
-    Force kills Drive's daemon, and with it what that has not uploaded: with files `pending` it is not used.
+    Force kills Drive's daemon, and with it what that has not uploaded: with files `pending` it is used only where
+    the daemon is gone already (errno 107), when mounting it again is what lets their upload go on.
     """
     point = next((one for one in places.mount_points if path.is_relative_to(one)), None)
     if point is None:
@@ -209,7 +213,7 @@ def _shared_drive(name: str, report: Say, pending: bool, places: Places) -> Path
 def _drive(report: Say, pending: bool, places: Places) -> Path:
     """The mount point of a Drive that answers; mounted, or mounted anew, when it must be."""
     states = {point: _state(point, places) for point in places.mount_points}
-    for wanted in ("alive", "dead", "absent"):
+    for wanted in ("alive", "stuck", "dead", "absent"):
         for point, state in states.items():
             if state == wanted:
                 for other in (one for one, seen in states.items() if seen == "plain"):
@@ -221,8 +225,8 @@ def _drive(report: Say, pending: bool, places: Places) -> Path:
     raise _no_drive(point)
 
 
-def _state(point: Path, places: Places) -> Literal["alive", "dead", "plain", "absent"]:
-    """What stands at a mount point: Drive, a mount that died, a plain folder with content, or nothing."""
+def _state(point: Path, places: Places) -> State:
+    """What stands at a mount point: Drive, a mount that gives errors, a plain folder with content, or nothing."""
     try:
         if hosts.file_system(point, places.mount_table)[0] == point:
             os.listdir(point / "MyDrive")
@@ -232,23 +236,24 @@ def _state(point: Path, places: Places) -> Literal["alive", "dead", "plain", "ab
         return "plain" if os.path.lexists(point) else "absent"
     except OSError as error:
         if error.errno in LOST:
-            return "dead"
+            return "dead" if error.errno == errno.ENOTCONN else "stuck"
         raise
 
 
-def _mount(point: Path, state: str, report: Say, pending: bool, places: Places) -> None:
+def _mount(point: Path, state: State, report: Say, pending: bool, places: Places) -> None:
     if state == "plain":
         raise _no_drive(point)
-    if state == "dead":
-        if pending:
-            raise UserError(
-                f"Google Drive at {point} has stopped answering, and files are still on their way to it.",
-                fix="leave this runtime open: mounting by force would lose them. Work goes on on this machine.",
-            )
+    if state == "stuck" and pending:
+        raise UserError(
+            f"Google Drive at {point} gives errors, and files are still on their way to it.",
+            fix="leave this runtime open: mounting by force would lose them. Work goes on on this machine.",
+        )
+    force = state in ("dead", "stuck")
+    if force:
         report(f"Google Drive at {point} has stopped answering; mounting it once more.")
     drive = _google_drive()
     try:
-        drive.mount(str(point), **({"force_remount": True} if state == "dead" else {}))
+        drive.mount(str(point), **({"force_remount": True} if force else {}))
         reached = _state(point, places) == "alive"
         reason = "it was mounted, but does not answer"
     # NotImplementedError: this Colab has no Drive. ValueError: timeout, refused, or folder in use.

@@ -163,7 +163,7 @@ class FreeSpace(style.Shown):
 def _usage_table(found: Any) -> str:
     from fastsd_lib.sessions.archive import size_text
 
-    rows = [("all", found.bytes, ""), *((part, size, "") for part, size in found.parts.items())]
+    rows = [("everything", found.bytes, ""), *((part, size, "") for part, size in found.parts.items())]
     going = {one.path.name: one for one in found.candidates}
     rows += [
         (f"checkpoint {name}", size, "can go: an older one" if name in going else "stays")

@@ -9,7 +9,7 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.widgets import style
 
-SOURCES = "a .zip, a folder, a Google Drive link, or a Hugging Face name such as org/cat"
+SOURCES = "zip, folder, Drive link or org/name"
 
 
 class SessionPicker(style.Shown):
@@ -27,6 +27,7 @@ class SessionPicker(style.Shown):
         self.root = root
         self._session: Any = None
         self._to_import = import_from.strip()
+        self._quiet = False  # true while code, not the user, changes the list
         wide = ipywidgets.Layout(flex="1 1 200px", width="auto")
         self.list = ipywidgets.Select(rows=6, layout=ipywidgets.Layout(width="100%"))
         self.name = ipywidgets.Text(placeholder="name of a new session", layout=wide)
@@ -124,7 +125,7 @@ class SessionPicker(style.Shown):
         self._session = dreambooth.open_session(name, self.root, create_if_missing=True)
 
     def _picked(self, change: dict[str, Any]) -> None:
-        if change["new"]:
+        if change["new"] and not self._quiet:
             try:
                 self._open_or_create(change["new"])  # one of the older notebooks is completed so
             except UserError as error:
@@ -138,12 +139,10 @@ class SessionPicker(style.Shown):
 
         sessions = list_sessions(self.root)
         chosen = self._session
-        # Without observers: setting the options chooses the first of them, which nobody asked for.
-        self.list.unobserve_all(name="value")
+        self._quiet = True  # setting the options chooses the first of them, which nobody asked for
         self.list.options = [(_line(session), session.name) for session in sessions]
-        if chosen:
-            self.list.value = chosen.name
-        self.list.observe(self._picked, names="value")
+        self.list.value = chosen.name if chosen else None
+        self._quiet = False
         self._tell()
 
     def _say(self, lines: list[str]) -> None:
@@ -176,7 +175,7 @@ def facts_of(session: Any) -> dict[str, str]:
         "Photos": str(len(found)),
         "Captions": str(len(list(session.captions.glob("*.txt")))),
         "Subject": ", ".join(f"{word} ({count})" for word, count in legacy.identifiers(found).items()),
-        "Prompt by photo names": legacy.instance_prompt_for(found),
+        "Suggested prompt": legacy.instance_prompt_for(found),
         "Training": state_of_training(session),
         "Trained model": session.model_file.name if session.model_file.is_file() else "",
         "Older model": str(older[-1]) if older else "",

@@ -87,7 +87,7 @@ class TrainingPanel(style.Shown):
             self.curve.add(event.task, event.done, float(loss))
         if event.pictures:
             self.pictures = event.pictures
-        news = str(event.facts.get("safe", self.safe))
+        news = _about_safety(str(event.facts.get("safe", self.safe)))
         is_news, self.safe = news != self.safe, news
         now = time.monotonic()
         if now - self._drawn_at >= REDRAW_S or event.pictures or is_news or event.done >= event.total:
@@ -245,6 +245,11 @@ class TrainingPanel(style.Shown):
             return ""
         shown = [(path, path.stem) for path in self.pictures if path.is_file()]
         return '<span class="fsd-label">Newest samples</span>' + tiles(shown) if shown else ""
+
+
+def _about_safety(fact: str) -> str:
+    """A sentence of its own: a terminal prints the fact's name before it, "safe on Drive up to step 480"."""
+    return f"safe {fact}" if fact.startswith("on ") else fact
 
 
 def _stage_rows(events: list[ProgressEvent]) -> str:

@@ -184,9 +184,10 @@ def test_a_mount_that_died_is_mounted_once_more_by_force(colab, monkeypatch, num
     assert any("has stopped answering" in line for line in colab.said)
 
 
-def test_no_force_while_files_are_on_their_way(colab, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ECONNABORTED])
+def test_no_force_while_files_are_on_their_way_and_the_daemon_may_live(colab, monkeypatch, number):
     colab.open()
-    colab.dies(monkeypatch)
+    colab.dies(monkeypatch, number)
     with pytest.raises(UserError, match="files are still on their way") as error:
         colab.open(pending=True)
     assert "leave this runtime open" in error.value.fix
@@ -195,6 +196,13 @@ def test_no_force_while_files_are_on_their_way(colab, monkeypatch):
     assert revive(colab.point / "MyDrive", report=colab.said.append, places=colab.places)
     assert revive(colab.point / "MyDrive", report=colab.said.append, places=colab.places)
     assert len(colab.calls) == 2
+
+
+def test_a_daemon_that_is_gone_can_lose_no_more_and_is_started_again(colab, monkeypatch):
+    colab.open()
+    colab.dies(monkeypatch, errno.ENOTCONN)
+    assert revive(colab.point / "MyDrive", pending=True, report=colab.said.append, places=colab.places)
+    assert colab.calls[1:] == ['{"force": true, "readonly": false}']
 
 
 def test_a_drive_that_stays_away_is_tried_once_and_said(colab, monkeypatch):

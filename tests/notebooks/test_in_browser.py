@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fastsd_lib.images.captions import read_caption
+from fastsd_lib.sessions.checkpoints import write_checkpoint
 from fastsd_lib.workflows import dreambooth
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,3 +92,55 @@ def nothing_is_clipped(page: web.Page) -> bool:
     )
     assert clipped == []
     return True
+
+
+SPACE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+from fastsd_lib.widgets.free_space import FreeSpace
+from fastsd_lib.widgets.session_picker import SessionPicker
+
+root = Path({root!r})
+SessionPicker(root, "cat").show()
+FreeSpace(root, "cat").show()
+"""
+
+
+@pytest.mark.skipif(BINARY is None, reason="no browser here: install chromium, Chrome or Edge")
+def test_a_session_is_created_and_space_freed_by_clicks_that_ask_first(tmp_path):
+    root = tmp_path / "root"
+    session = dreambooth.open_session("cat", root)
+    for step in (10, 20):
+        write_checkpoint(
+            session.checkpoints, step=step, total_steps=40, stage="U-Net", run="r",
+            files={"weights": lambda: [bytes(100_000)]},
+        )  # fmt: skip
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    source = SPACE.format(repository=str(REPOSITORY), root=str(root))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "space.ipynb")
+
+    assert BINARY is not None
+    with (
+        web.jupyterlab(folder, tmp_path / "home") as lab,
+        web.browser(BINARY, tmp_path / "profile") as page,
+    ):
+        web.run_all(lab, page, "space.ipynb")
+        page.wait("document.querySelectorAll('.fsd').length === 2")
+        page.wait("document.querySelector('.fsd select').selectedOptions[0].innerText.startsWith('cat')")
+        assert "stopped at step 20 of 40: run step 8 to go on" in page.js("document.body.innerText")
+        page.press_button("Free ", until="document.body.innerText.includes('Really free')")
+        assert len(list(session.checkpoints.iterdir())) == 2
+        page.press_button("Really free", until="document.body.innerText.includes('Nothing to free')")
+        assert [path.name for path in session.checkpoints.iterdir()] == ["step_000020"]
+        page.js("document.querySelector('.fsd input[type=text]').focus()")
+        page.type("Мой пёс")
+        page.press_button(
+            "Create",
+            until="document.querySelector('.fsd select').selectedOptions[0].innerText.startsWith('Мой')",
+        )
+        assert nothing_is_clipped(page)
+    assert dreambooth.open_session("Мой пёс", root, create_if_missing=False).manifest.is_file()

@@ -23,7 +23,9 @@ def test_picking_another_line_changes_the_session_and_its_counts(tmp_path, sessi
     dreambooth.open_session("empty", tmp_path)
     picker = SessionPicker(tmp_path, "empty")
     assert "<td>0</td>" in picker._facts.value
+    assert picker.list.index == 1  # the line that a page highlights
     picker.list.value = "cat"
+    assert picker.list.index == 0
     assert picker.session == session
     assert "<td>3</td>" in picker._facts.value
 

@@ -61,7 +61,7 @@ def test_what_is_safe_on_drive_stays_on_the_page_also_when_later_events_do_not_s
     panel, seen = TrainingPanel(), []
     panel._safe.observe(lambda change: seen.append(change["new"]), names="value")
     for step, facts in enumerate(
-        ({}, {"safe": "nothing on Drive yet"}, {"safe": "safe on Drive up to step <2>"}, {}), 1
+        ({}, {"safe": "nothing on Drive yet"}, {"safe": "on Drive up to step <2>"}, {}), 1
     ):
         panel.report(ProgressEvent("U-Net", step, 100, facts))
     assert ["nothing on Drive" in value for value in seen] == [True, False]
