@@ -210,3 +210,4 @@ def test_words_that_clip_knows_are_counted_exactly(clip_tokenizer):
         assert (
             least_tokens(prompt) == len(clip_tokenizer(prompt, add_special_tokens=False).input_ids) == count
         )
+    assert least_tokens("the cat's toy isn't here") == 7  # CLIP's own vocabulary: the cat 's toy isn 't here

@@ -102,6 +102,17 @@ def test_a_session_that_cannot_be_opened_is_said_and_the_choice_stays(tmp_path, 
     assert picker.session == session and picker.list.value == "cat"
 
 
+def test_listing_sessions_writes_into_none_but_the_chosen_one(tmp_path):
+    older = sessions_dir(tmp_path) / "aaa"
+    (older / "instance_images").mkdir(parents=True)
+    picker = SessionPicker(tmp_path, "zebra")
+    picker.name.value = "zoo"
+    picker.create_button.click()
+    assert [path.name for path in older.iterdir()] == ["instance_images"]
+    picker.list.value = "aaa"  # now it is: what the older notebooks did not make is added
+    assert (older / "session.json").is_file()
+
+
 # ---------------------------------------------------------------------------------------------- import
 
 
