@@ -52,6 +52,15 @@ def test_a_file_is_synced_before_its_hash_is_given(tmp_path, monkeypatch):
     assert calls == ["write", "write", "fsync", "close"]
 
 
+def test_reading_back_asks_for_the_disk_s_bytes_and_not_for_those_in_memory(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x")
+    calls, fadvise, read = [], os.posix_fadvise, os.read
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: (calls.append(given[1:]), fadvise(*given)))
+    monkeypatch.setattr(os, "read", lambda *given: (calls.append("read"), read(*given))[1])
+    disk.read_back(tmp_path / "a")
+    assert calls[:2] == [(0, 0, os.POSIX_FADV_DONTNEED), "read"]
+
+
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "a").write_bytes(b"mine")
     with pytest.raises(FileExistsError):

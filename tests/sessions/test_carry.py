@@ -305,6 +305,19 @@ def test_small_files_are_mirrored_whole_when_they_change_and_other_histories_are
         carrier.mirror([session / "logs"])
 
 
+def test_a_reader_of_a_mirrored_file_finds_it_whole_at_every_moment(bench, session):
+    log = bench / "metrics.jsonl"
+    log.write_text("{}\n")
+    (session / "metrics.jsonl").write_text("{}\n")
+    with crash.watching(crash.Recorder()) as recorder:
+        carrier = Carrier(bench, session, report=lambda line: None)
+        carrier.mirror([log])
+        log.write_text("{}\n{}\n")
+        assert carrier.finish(10).trouble == ""
+    about_it = [call for call in recorder.calls if str(session / "metrics.jsonl") in (call.path, call.data)]
+    assert about_it and {call.name for call in about_it} == {"replace"}
+
+
 def test_the_state_says_how_long_drive_has_been_away():
     state = CarryState(500, 480, 480, 1, "Drive is full", 185.0)
     assert state.line == (

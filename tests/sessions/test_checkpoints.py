@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fastsd_lib.core.files import fingerprint, sha256_file, write_json
-from fastsd_lib.sessions import checkpoints
+from fastsd_lib.sessions import checkpoints, sealed_folder
 from fastsd_lib.sessions.checkpoints import (
     clear_unfinished,
     discard_run,
@@ -284,6 +284,14 @@ def test_pruning_does_not_count_damaged_ones_and_deletes_nothing_newer_than_what
     assert newest_intact(tmp_path, RUN)[0].step == 2
 
 
+def test_a_checkpoint_that_drive_shows_as_empty_is_not_what_others_are_deleted_for(tmp_path):
+    for step in (1, 2, 3):
+        newest = _save(tmp_path, step)
+    (newest.path / "unet.safetensors").write_bytes(b"")
+    assert prune(tmp_path, RUN, 1, confirmed=lambda one: True) == ["step_000001"]
+    assert newest_intact(tmp_path, RUN)[0].step == 2
+
+
 def test_pruning_waits_for_a_confirmation_and_never_empties_the_folder(tmp_path):
     for step in (1, 2, 3):
         _save(tmp_path, step)
@@ -355,3 +363,18 @@ def test_what_a_broken_disk_did_not_let_go_is_deleted_by_the_next_save(tmp_path,
             write_checkpoint(tmp_path, step=1, total_steps=9, stage="U-Net", run=RUN, files={"unet": broken})
     assert _names(tmp_path) == ["step_000001"]
     assert _save(tmp_path, 2).path.name == "step_000002" and _names(tmp_path) == ["step_000002"]
+
+
+def test_what_others_cleared_after_a_broken_save_is_forgotten_and_its_name_used_again(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            write_checkpoint(tmp_path, step=1, total_steps=9, stage="U-Net", run=RUN, files={"unet": broken})
+    shutil.rmtree(tmp_path / "step_000001")
+    for step in (1, 2):
+        _save(tmp_path, step)
+    assert [one.path.name for one in list_checkpoints(tmp_path)] == ["step_000001", "step_000002"]
+    assert sealed_folder._left_behind == []
