@@ -214,12 +214,13 @@ def from_folder(source: Path, folder: Path, report: Report = silent) -> Intake:
 def _walk(top: Path, intake: Intake) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for parent, folders, names in os.walk(top, onerror=lambda error: intake.notes.append(_unread(error))):
+        prefix = "" if parent == str(top) else Path(parent).relative_to(top).as_posix() + "/"
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         folders[:] = [name for name in folders if not is_junk(name)]
         for name in sorted([*names, *links]):
             path = Path(parent, name)
-            inside = path.relative_to(top).as_posix()
+            inside = prefix + name
             if not intake.wants(inside):
                 continue
             if problem := _cannot_copy(path, top):
@@ -232,7 +233,11 @@ def _walk(top: Path, intake: Intake) -> list[tuple[str, Path]]:
 
 
 def _cannot_copy(path: Path, top: Path) -> str:
-    if path.is_symlink():
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        return str(error.strerror)
+    if stat.S_ISLNK(mode):
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
@@ -241,7 +246,8 @@ def _cannot_copy(path: Path, top: Path) -> str:
             return "it is a link out of the folder"
         if target.is_dir():
             return "it is a link to a folder, which is copied under its own name"
-    return "" if stat.S_ISREG(path.stat().st_mode) else "it is a pipe, a socket or a device"
+        mode = target.stat().st_mode
+    return "" if stat.S_ISREG(mode) else "it is a pipe, a socket or a device"
 
 
 def _unread(error: OSError) -> str:
