@@ -149,8 +149,11 @@ class Page:
         self._socket = self._loop.run_until_complete(connect())
 
     def close(self) -> None:
-        self._socket.close()
-        self._loop.run_until_complete(asyncio.sleep(0.1))
+        async def goodbye() -> None:  # tornado wants a running loop, whatever ran in this thread before
+            self._socket.close()
+            await asyncio.sleep(0.1)
+
+        self._loop.run_until_complete(goodbye())
         self._loop.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
