@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.training.pace import free_host_bytes
 
 SPARE_FACTOR = 1.5  # free memory asked for, over the size of the buffers: training needs some, too
+GIVE_WAY_S = 0.005  # else this thread has the interpreter first, and training stands still that much longer
 TASK = "checkpoint"
 
 OnSaved = Callable[[Checkpoint], None]
@@ -63,7 +65,7 @@ class Saver:
             self._write(snapshot)
         else:
             self._thread = threading.Thread(
-                target=self._write, args=(copied,), name="checkpoint", daemon=True
+                target=self._write_behind, args=(copied,), name="checkpoint", daemon=True
             )
             self._thread.start()
         self.tell()
@@ -109,6 +111,10 @@ class Saver:
             self.tell()
         self.wait()
 
+    def _write_behind(self, snapshot: Snapshot) -> None:
+        time.sleep(GIVE_WAY_S)
+        self._write(snapshot)
+
     def _write(self, snapshot: Snapshot) -> None:
         try:
             try:
@@ -153,9 +159,13 @@ class HostBuffers:
     def __init__(self) -> None:
         self._held: dict[str, dict[str, torch.Tensor]] = {}
         self._still: frozenset[str] = frozenset()  # copied once, of what the stage does not change
+        self._stage = ""
 
     def copied(self, snapshot: Snapshot) -> Snapshot | None:
         """The same snapshot in our own memory; None, and no buffers, when memory is short."""
+        if snapshot.stage != self._stage:  # within a stage every tensor keeps its shape
+            self.drop()
+            self._stage = snapshot.stage
         wanted = {
             name: tensors
             for name, tensors in snapshot.tensors.items()
@@ -179,11 +189,11 @@ class HostBuffers:
         self._still = frozenset()
 
     def _make(self, wanted: Mapping[str, Tensors]) -> bool:
-        for name in list(self._held):  # of the stage before
-            if name not in wanted or not self._fits(name, wanted[name]):
-                del self._held[name]
-                self._still -= {name}
-        missing = {name: tensors for name, tensors in wanted.items() if name not in self._held}
+        missing = {
+            name: tensors
+            for name, tensors in wanted.items()
+            if self._held.get(name, {}).keys() != tensors.keys()
+        }
         needed = sum(one.nbytes for tensors in missing.values() for one in tensors.values())
         if needed and needed * SPARE_FACTOR > free_host_bytes():
             return False
@@ -194,23 +204,17 @@ class HostBuffers:
             }
         return True
 
-    def _fits(self, name: str, tensors: Tensors) -> bool:
-        held = self._held.get(name, {})
-        return held.keys() == tensors.keys() and all(
-            held[key].shape == one.shape and held[key].dtype == one.dtype for key, one in tensors.items()
-        )
-
 
 @torch.no_grad()
 def _copy(tensors: Tensors, into: Mapping[str, torch.Tensor]) -> None:
-    sources = [one.detach() for one in tensors.values()]
-    torch._foreach_copy_([into[key] for key in tensors], sources, non_blocking=True)
-    if any(one.is_cuda for one in sources):
+    targets = [into[key] for key in tensors]
+    torch._foreach_copy_(targets, list(tensors.values()), non_blocking=True)
+    if not _on_cpu(tensors):
         torch.cuda.synchronize()
 
 
 def _on_cpu(tensors: Tensors) -> bool:
-    return all(one.device.type == "cpu" for one in tensors.values())
+    return all(one.is_cpu for one in tensors.values())
 
 
 def _reason(error: OSError) -> str:
