@@ -25,7 +25,6 @@ SCHEMA = 1
 #: What another person needs to look at a session, repeat it and use its model.
 DEFAULT_PARTS = ("about", "photos", "model")
 MORE_PARTS = ("checkpoints", "class-images", "samples", "logs", "other")
-_NEVER = ("secret", "lock", "scratch", "unfinished", "cache", "trash", "junk", "link")
 _TEXT_SUFFIXES = (".json", ".jsonl", ".txt", ".yaml", ".yml", ".md", ".csv")
 _SAME_DAY = (1980, 1, 1, 0, 0, 0)  # so that the same session gives the same file, byte by byte
 
@@ -102,7 +101,7 @@ def choose(
     left: dict[str, list[int]] = defaultdict(list)
     for item in contents(session):
         shows_photos = item.name in SHOWS_PHOTOS and "photos" not in parts
-        if item.part in _NEVER or item.part not in parts or shows_photos or item.name == MANIFEST:
+        if item.part not in parts or shows_photos or item.name == MANIFEST:
             left["photos" if shows_photos else item.part].append(item.bytes)
         elif problem := _cannot_travel(item.name):
             notes.append(f"{escaped(item.name)} is left out: {problem}")

@@ -77,9 +77,8 @@ def settle(
         target = staged.path / place
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(piece.path, target)
-        os.utime(
-            target, (moved_in, moved_in)
-        )  # one age for all: nobody takes the file unpacked last for the newest
+        # One age for all: nobody is to take the file that was unpacked last for the newest.
+        os.utime(target, (moved_in, moved_in))
     for part in sessions.FOLDERS:
         (staged.path / part).mkdir(parents=True, exist_ok=True)
     _translate_crops(staged, renamed)

@@ -285,6 +285,15 @@ def test_a_session_of_the_older_notebooks_arrives_and_its_pickle_is_never_loaded
     assert made.ignored == 1 and not list(sessions_dir(root).rglob("token.txt"))
 
 
+def test_the_ckpt_that_is_unpacked_last_does_not_become_the_newest(root, tmp_path):
+    old = {"phtm/phtm.ckpt": b"final", "phtm/phtm_step_500.ckpt": b"on the way"}
+    with staging(sessions_dir(root)) as folder:
+        intake = from_archive(zip_of(tmp_path / "x.zip", old), folder)
+        os.utime(intake.pieces[0].path, (1, 1))  # a minute passed while the other was unpacked
+        made = settle(root, intake, None, "x")
+    assert len({path.stat().st_mtime for path in made.session.path.glob("*.ckpt")}) == 1
+
+
 def test_an_import_never_touches_a_session_that_is_there(root, tmp_path):
     session = full_session(root, "cat")
     before = tree(session.path)
@@ -586,11 +595,13 @@ def test_whatever_photos_are_called_all_arrive_under_names_that_every_disk_takes
 def test_junk_is_left_out_and_counted(root, tmp_path):
     junk = {
         "cat/.ipynb_checkpoints/a.png": PNG, "cat/instance_images/Thumbs.db": b"x", "cat/.DS_Store": b"x",
-        "__MACOSX/cat/._a.png": b"x", "cat/desktop.ini": b"x", "cat/cache/latents.safetensors": b"x",
+        "__MACOSX/cat/._a.png": b"x", "cat/desktop.ini": b"x",
+        "cat/token.txt": b"hf_x", "cat/cache/latents.safetensors": b"x",
     }  # fmt: skip
     made = bring(root, zip_of(tmp_path / "a.zip", GOOD | junk))
     assert made.files == 3 and made.ignored == len(junk)
-    assert "6 files that no session needs" in "\n".join(made.lines())
+    assert not (made.session.path / "token.txt").exists()
+    assert "7 files that no session needs" in "\n".join(made.lines())
 
 
 def test_links_and_odd_files_of_a_folder_are_followed_inside_and_left_with_a_note_otherwise(root, tmp_path):
