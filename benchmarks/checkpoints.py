@@ -3,10 +3,10 @@
     python3 -m fastsd_lib benchmark checkpoints [--pairs 10] [--saves 15] [--threads 1]
 
 Three questions. How much longer does training take with a save every 50 steps than with none? Stretches of 50 steps
-with and without alternate in one run. How long does training stand still for one save, beside accelerate's `save_state` of the
-same weights and optimizer, and beside copying as many bytes in memory, which is the least it could take? The three
-alternate, too. And how much memory do the buffers take? Every figure is a median, so that a busy machine disturbs
-little.
+with a save and without alternate in one run. How long does training stand still for one save, beside accelerate's
+`save_state` of the same weights and optimizer, and beside copying as many bytes in memory, which is the least it could
+take? The three alternate, too. And how much memory do the buffers take? Every figure is a median: a busy machine
+disturbs little.
 """
 
 from __future__ import annotations

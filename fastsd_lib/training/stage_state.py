@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class StageState:
     step: int = 0
     loss_average: float | None = None
     whole: bool = True
+    live: Snapshot | None = None  # the tensors that all this is made of
 
     @property
     def run_step(self) -> int:
@@ -108,6 +109,20 @@ def snapshot(
     device: str,
 ) -> Snapshot:
     """Live tensors and facts of this step. `earlier`: what stages before this one trained, by part."""
+    if state.live is None:
+        state.live = _live(state, parts, earlier, config)
+    return replace(
+        state.live,
+        step=state.run_step,
+        texts={files.RANDOM_FILE: files.random_state()},
+        facts=_facts(state, config, device),
+    )
+
+
+def _live(
+    state: StageState, parts: Parts, earlier: dict[str, torch.nn.Module], config: DreamBoothConfig
+) -> Snapshot:
+    """The tensors of a stage. Steps change them in place, so they are looked for once: that takes milliseconds."""
     drawn = dict(state.trained.state_dict()) | (state.ema.tensors if state.ema else {})
     tensors: dict[str, files.Tensors] = {files.OPTIMIZER_FILE: files.optimizer_tensors(state.optimizer)}
     metadata, frozen = {}, frozenset()
@@ -124,15 +139,7 @@ def snapshot(
         frozen = frozenset(f"{part}.safetensors" for part in earlier)
     if state.ema is not None:
         tensors[files.LIVE_FILE] = state.trained.state_dict()
-    return Snapshot(
-        state.run_step,
-        state.stage.name,
-        tensors,
-        {files.RANDOM_FILE: files.random_state()},
-        _facts(state, config, device),
-        frozen,
-        metadata,
-    )
+    return Snapshot(state.run_step, state.stage.name, tensors, {}, {}, frozen, metadata)
 
 
 def _facts(state: StageState, config: DreamBoothConfig, device: str) -> dict[str, Any]:
