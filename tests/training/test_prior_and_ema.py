@@ -45,6 +45,27 @@ def test_before_any_step_the_prior_loss_towards_the_base_model_is_0_up_to_roundi
     assert images.loss(stage, 0).item() > losses[0][0] + 1
 
 
+@pytest.mark.parametrize("name", ["text_encoder", "unet"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_target_stays_the_base_model_s_answer_however_much_is_learned(job, name, method):
+    config, parts, objective = _objective(job, method=method)
+    stage = next(one for one in trainer.stages_of(config) if one.part == name)
+    trained = trainer._Run(parts, config, objective, None, None, None, None)._to_train(stage)
+    objective.begin(stage, trained if method == "lora" else None)
+    torch.manual_seed(6)
+    noisy, timesteps, empty = torch.randn(4, 4, 8, 8), torch.tensor([3, 200, 500, 900]), torch.zeros(4).bool()
+    before = objective.prior.target(noisy, timesteps, empty, torch.zeros_like(noisy))
+    with torch.no_grad():
+        for one in trained.parameters():
+            one.add_(0.1 * torch.randn(one.shape))
+    after = objective.prior.target(noisy, timesteps, empty, torch.zeros_like(noisy))
+    assert torch.equal(before, after)
+    with torch.no_grad():
+        states = encode_prompts(job.parts, ["photo of a cat"] * 2)
+        wanted = job.parts.unet(noisy[2:], timesteps[2:], states, return_dict=False)[0]
+    torch.testing.assert_close(after[2:], wanted, atol=1e-5, rtol=0)
+
+
 def _drift(job, parts):
     """How far the class's predictions are from the base model's: mean squared difference."""
     torch.manual_seed(5)
