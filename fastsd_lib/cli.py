@@ -77,6 +77,12 @@ def _add_train(known: Any) -> None:
         action="store_true",
         help="start over although an unfinished run of these settings is there",
     )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="work in this folder and carry checkpoints to the session (default for sessions on Drive)",
+    )
     add_root(parser)
 
 
@@ -91,9 +97,11 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         )
     choices = [*options.choices, *rest]
     base_name, config = dreambooth.planned(session, options.recipe, options.resume, options.model, choices)
-    base = dreambooth.base_model(base_name)
+    base = dreambooth.base_model(base_name, options.root)
     progress = console_progress(options)
-    checkpoint = dreambooth.train(session, base, config, report=progress, resume=not options.restart)
+    checkpoint = dreambooth.train(
+        session, base, config, report=progress, resume=not options.restart, local_folder=options.work
+    )
     if not checkpoint.finished:
         stopped = (
             f"Stopped after step {checkpoint.step} of {checkpoint.total_steps}; saved in {checkpoint.path}."
@@ -107,6 +115,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
                 session.name,
                 "--resume",
                 *(["--root", str(options.root)] if options.root else []),
+                *(["--work", str(options.work)] if options.work else []),
             ]
         )
         show(
@@ -115,10 +124,11 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
             [stopped, f"Continue: {again}"],
         )
         return 130
-    made = dreambooth.export(session, base, checkpoint, report=progress)
+    made = dreambooth.export(session, base, checkpoint, report=progress, local_folder=options.work)
     grid = dreambooth.compare(session, base, made, config, report=progress)
     lines = [
         f"Model: {made.path}",
+        *([f"LoRA: {session.lora_file}"] if config.method == "lora" else []),
         f"Before and after: {grid}",
         f'Try it: python3 -m fastsd_lib generate "{config.instance_prompt}" --model "{made.path}"',
     ]

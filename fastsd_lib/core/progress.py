@@ -17,7 +17,9 @@ class ProgressEvent:
     task: str  # "class images", "latents", "text encoder", "U-Net"
     done: int
     total: int
-    facts: Mapping[str, float | str] = field(default_factory=dict)  # loss, learning_rate, memory_mib, eta_s
+    facts: Mapping[str, float | str] = field(
+        default_factory=dict
+    )  # loss, memory_mib, eta_s; a text under "" or "safe" speaks for itself
     pictures: tuple[Path, ...] = ()  # samples that were just written
 
 
@@ -81,7 +83,7 @@ def duration(seconds: float) -> str:
 
 def _fact(name: str, value: float | str) -> str:
     if isinstance(value, str):
-        return f"{name} {value}"
+        return value if name in ("", "safe") else f"{name} {value}"
     if name == "eta_s":
         return f"{duration(value)} left"
     if name.endswith("_mib"):

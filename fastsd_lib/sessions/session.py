@@ -86,7 +86,7 @@ class Session:
     @property
     def lora_file(self) -> Path:
         """The adapters alone, after a run with `method: lora`."""
-        return self.path / f"{self.name}_lora.safetensors"
+        return self.path / f"{self.name}-lora.safetensors"
 
 
 def sessions_dir(root: Path) -> Path:

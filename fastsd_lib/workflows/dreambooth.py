@@ -6,7 +6,7 @@ Each step can run again: what is done already is found on disk and kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,25 @@ def planned(
     source = recipe or session.recipe
     if not source.is_file():
         raise UserError(f"There is no recipe {source}.", fix="name a recipe.yaml, or leave --recipe out.")
-    return base, load_config(DreamBoothConfig, source, choices)
+    if recipe or sessions.read_manifest(session).get("base_model"):
+        return base, load_config(DreamBoothConfig, source, choices)
+    return base, _first_recipe(session, base, choices)
+
+
+def _first_recipe(session: Session, base: str, choices: Iterable[str]) -> DreamBoothConfig:
+    """What suits the base model, but for what was changed in the session's own recipe, or is asked for now."""
+    own = load_config(DreamBoothConfig, session.recipe, choices)
+    named = [f"instance_prompt={own.instance_prompt}"]  # the template leaves it to be filled in
+    plain = load_config(DreamBoothConfig, sessions.template_dir() / "recipe.yaml", named)
+    if base != registry.EMBEDDED:
+        return own
+    changed = {
+        field.name: getattr(own, field.name)
+        for field in fields(own)
+        if getattr(own, field.name) != getattr(plain, field.name)
+    }
+    suited = recipe_for(base_model(base), own.instance_prompt, own.class_prompt)
+    return replace(suited, **changed)
 
 
 def make_class_images(
@@ -187,12 +205,22 @@ def train(
     _refuse_conflicts(config)
     with (
         plain_disk_errors(f"write to session {session.name!r}"),
-        session_lock(session.path, "training", _line_to(report)),
+        session_lock(session.path, "training", _line_to(report)) as lock,
     ):
+
+        def stopping() -> bool:  # a lost lock: another machine writes to this session now
+            return bool(lock.lost or (should_stop and should_stop()))
+
         bench = workbench(session, local_folder)
-        drawn = class_images.make(session, base, config, bench.cache, report, should_stop)
+        drawn = class_images.make(session, base, config, bench.cache, report, stopping)
         training_set = _training_set(session, config, drawn)
-        return run_training(bench, base, config, training_set, report, should_stop, resume)
+        trained = run_training(bench, base, config, training_set, report, stopping, resume)
+        if lock.lost:
+            raise UserError(
+                f"{lock.lost} Training stopped; step {trained.step} is saved in {trained.path}.",
+                fix="let one of the two go on; run this again here when the other has ended.",
+            )
+        return trained
 
 
 def export(
@@ -204,7 +232,7 @@ def export(
 ) -> ModelFiles:
     """The trained model as one `.safetensors` for any web UI, with the recipe in its metadata.
 
-    After a run with `method: lora` also its adapters alone, as NAME_lora.safetensors.
+    After a run with `method: lora` also its adapters alone, as NAME-lora.safetensors.
     """
     import tempfile
 

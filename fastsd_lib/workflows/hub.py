@@ -46,22 +46,6 @@ def repository_of(link: str) -> tuple[str, str] | None:
     return name, kind
 
 
-def token(root: Path | None = None) -> str | None:
-    """HF_TOKEN, Colab's secret or `hf auth login`, else the token.txt of the older notebooks. Never printed."""
-    from huggingface_hub import get_token
-
-    if found := get_token():
-        return found
-    try:
-        return (
-            (Path(root) / "Fast-Dreambooth" / "token.txt").read_text("utf-8").strip() or None
-            if root
-            else None
-        )
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
 def fetch(repository: str, kind: str, folder: Path, token: str | None, report: Report) -> tuple[Intake, str]:
     """Every file of a repository that holds a session, each compared with the hash that the Hub lists; its name.
 

@@ -15,6 +15,7 @@ from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import one_line
 from fastsd_lib.environment.hosts import default_root
+from fastsd_lib.environment.tokens import hub_token
 from fastsd_lib.models.registry import EMBEDDED, HUB_ID, KNOWN_MODELS
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.archive import size_text
@@ -97,7 +98,7 @@ def publish(publication: Publication, root: str | Path | None = None, report: Re
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    token = hub.token(Path(root) if root else default_root())
+    token = hub_token(Path(root) if root else default_root())
     name = publication.repository
     if not token:
         raise UserError(

@@ -17,6 +17,7 @@ from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import escaped
 from fastsd_lib.environment.hosts import default_root
+from fastsd_lib.environment.tokens import hub_token
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.archive import Exported, export_session
 from fastsd_lib.sessions.arrival import Imported, free_name, settle
@@ -53,7 +54,7 @@ def _fetch(source: str, root: Path, folder: Path, report: Report) -> tuple[Intak
     if "://" in source:
         return _fetch_link(source, root, folder, report)
     if hub.is_repository(source) and not path.suffix:
-        return (*hub.fetch(source, "model", folder, hub.token(root), report), True)
+        return (*hub.fetch(source, "model", folder, hub_token(root), report), True)
     raise _nowhere(source, path)
 
 
@@ -71,7 +72,7 @@ def _fetch_link(source: str, root: Path, folder: Path, report: Report) -> tuple[
             return intake, _ARCHIVE_SUFFIXES.sub("", found.name), False
         return (*found, False)
     if repository := hub.repository_of(source):
-        return (*hub.fetch(*repository, folder, hub.token(root), report), True)
+        return (*hub.fetch(*repository, folder, hub_token(root), report), True)
     if parts.scheme not in ("http", "https"):
         raise UserError(
             f"Links that begin with {escaped(parts.scheme)}: are not opened.", fix="name the file itself."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,8 @@ def carrying(bench: Workbench, config: DreamBoothConfig, report: Report) -> Iter
     with plain_disk_errors("look through the session's checkpoints"):
         checkpoints.clear_unfinished(bench.session.checkpoints, remote=True)
 
+    _bring_logs(bench)
+
     def say(line: str) -> None:
         report(ProgressEvent("session folder", 1, 1, {"": line}))
 
@@ -121,6 +124,13 @@ def carrying(bench: Workbench, config: DreamBoothConfig, report: Report) -> Iter
         )
 
 
+def _bring_logs(bench: Workbench) -> None:
+    """On a new machine the log goes on where the lost one's ended."""
+    if not bench.here.logs.exists() and bench.session.logs.is_dir():
+        with plain_disk_errors("read the session's logs"):
+            shutil.copytree(bench.session.logs, bench.here.logs)
+
+
 def _arrived(carrier: Carrier, report: Report) -> CarryState:
     state = carrier.state
     if not state.all_safe:
@@ -137,7 +147,7 @@ def told_what_is_safe(report: Report, carrier: Carrier | None) -> Report:
 
     def with_state(event: ProgressEvent) -> None:
         if event.pictures or "loss" in event.facts:
-            facts = {**event.facts, "safe": carrier.state.line.removeprefix("safe ")}
+            facts = {**event.facts, "safe": carrier.state.line}
             event = ProgressEvent(event.task, event.done, event.total, facts, event.pictures)
         report(event)
 

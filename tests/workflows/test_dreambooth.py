@@ -130,3 +130,17 @@ def test_a_damaged_checkpoint_is_reported_by_verify(session, narrow_sd15, config
     data[-1] ^= 1
     file.write_bytes(data)
     assert [line for line in dreambooth.verify(session) if "unet.safetensors is damaged" in line]
+
+
+def test_a_first_run_on_a_base_model_takes_the_recipe_that_suits_it_and_what_the_user_changed(tmp_path):
+    session = dreambooth.open_session("new", tmp_path)
+    text = session.recipe.read_text().replace("flip: false", "flip: true")
+    session.recipe.write_text(text)
+    _, tiny = dreambooth.planned(session, model="embedded", choices=["instance_prompt=photo of sks cat"])
+    assert (tiny.resolution_px, tiny.unet_steps, tiny.prior_target) == (64, 400, "base")
+    assert (tiny.instance_prompt, tiny.class_prompt, tiny.flip) == ("photo of sks cat", "", True)
+    _, classic = dreambooth.planned(session, model="1.5", choices=["instance_prompt=photo of sks cat"])
+    assert (classic.resolution_px, classic.unet_steps, classic.flip) == (512, 1500, True)
+    session.recipe.write_text(text.replace("unet_steps: 1500", "unet_steps: 800"))
+    _, own = dreambooth.planned(session, model="embedded", choices=["instance_prompt=photo of sks cat"])
+    assert own.unet_steps == 800

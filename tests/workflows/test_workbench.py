@@ -1,6 +1,8 @@
 import errno
+import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from itertools import count
 
@@ -51,6 +53,10 @@ def test_a_run_whose_machine_was_lost_goes_on_from_drive(session, narrow_sd15, c
     done = dreambooth.train(session, narrow_sd15, config, local_folder=desk, report=said.append)
     assert done.finished
     assert min(event.done for event in said if event.task == "U-Net") == stopped.step - 2
+    assert (session.logs / "metrics.jsonl").read_text().count(
+        "\n"
+    ) == 5  # one log, as if nothing had happened
+    assert not list(session.logs.glob("*.earlier-*"))
 
 
 def test_when_drive_cannot_take_the_last_step_the_run_says_where_it_is_and_carries_it_next_time(
@@ -95,3 +101,20 @@ def test_a_lora_run_exports_its_adapters_alone_beside_the_whole_model(session, n
     assert session.lora_file.stat().st_size < made.path.stat().st_size / 4
     assert all(one.down.shape[0] == 4 for one in read_lora(session.lora_file).values())
     assert len(dreambooth.draw(made, "photo of sks cat", [1])) == 1
+
+
+def test_a_run_whose_session_another_machine_took_over_saves_and_stops(
+    session, narrow_sd15, config, monkeypatch
+):
+    dreambooth.make_class_images(session, narrow_sd15, config)
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+
+    def taken(event):
+        if event.task == "U-Net" and event.done == 0:
+            other = {"token": "other", "host": "elsewhere", "boot": "b", "pid": 1, "started": "s",
+                     "since": time.time(), "beat": time.time(), "doing": "training"}  # fmt: skip
+            (session.path / lock.LOCK_FILE).write_text(json.dumps(other).ljust(1024))
+            time.sleep(0.3)
+
+    with pytest.raises(UserError, match=r"taken over by .*elsewhere.*Training stopped; step 3 is saved"):
+        dreambooth.train(session, narrow_sd15, config, report=taken)
