@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from fastsd_lib.sessions.checkpoints import Checkpoint
     from fastsd_lib.training.training_set import TrainingSet
 
+# Adapters start at nothing and bear far more than whole weights: diffusers' and kohya's examples use these.
+LORA_RATES = {"unet_learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5}
+
 
 def open_session(name: str, root: str | Path | None = None, create_if_missing: bool = True) -> Session:
     """The session `name` below `root` (Drive on Colab, ~/fastsd elsewhere), made if it is missing."""
@@ -160,15 +163,18 @@ def _first_recipe(session: Session, base: str, choices: Iterable[str]) -> DreamB
     own = load_config(DreamBoothConfig, session.recipe, choices)
     named = [f"instance_prompt={own.instance_prompt}"]  # the template leaves it to be filled in
     plain = load_config(DreamBoothConfig, sessions.template_dir() / "recipe.yaml", named)
-    if base != registry.EMBEDDED:
-        return own
     changed = {
         field.name: getattr(own, field.name)
         for field in fields(own)
         if getattr(own, field.name) != getattr(plain, field.name)
     }
-    suited = recipe_for(base_model(base), own.instance_prompt, own.class_prompt)
-    return replace(suited, **changed)
+    suited = (
+        recipe_for(base_model(base), own.instance_prompt, own.class_prompt)
+        if base == registry.EMBEDDED
+        else plain
+    )
+    rates = LORA_RATES if own.method == "lora" and base != registry.EMBEDDED else {}
+    return replace(suited, **{**rates, **changed})
 
 
 def make_class_images(

@@ -14,6 +14,7 @@ import pytest
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.environment import drive, hosts
 from fastsd_lib.environment.drive import Places, flush, is_remote, local_disk, open_workspace, revive
+from fastsd_lib.environment.runtime import disconnect
 
 GOOGLE_COLAB_DRIVE = '''
 """What google.colab.drive does, with folders: refuses what it refuses, prints what it prints."""
@@ -87,6 +88,9 @@ def colab(tmp_path, monkeypatch) -> Colab:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "drive.py").write_text(textwrap.dedent(GOOGLE_COLAB_DRIVE))
+    (package / "runtime.py").write_text(
+        "import pathlib\ndef unassign():\n    (pathlib.Path(__file__).parents[2] / 'ended').touch()\n"
+    )
     for folder in ("MyDrive", "Shareddrives/Team Cat", "Shareddrives/Archiv"):
         (tmp_path / "account" / folder).mkdir(parents=True)
     (tmp_path / "mounts").write_text("overlay / overlay rw 0 0\n")
@@ -267,6 +271,27 @@ def test_at_the_end_drive_is_flushed_for_ten_minutes_at_most_and_opened_to_look(
     (colab.home / "stuck").touch()
     assert not flush(workspace, colab.said.append, places=colab.places)
     assert "leave this runtime open" in colab.said[-1]
+
+
+def test_a_runtime_is_given_back_after_drive_took_everything_and_only_when_asked(colab):
+    workspace = colab.open()
+    assert not disconnect(workspace, wanted=False, report=colab.said.append, places=colab.places)
+    assert not (colab.home / "ended").exists()
+    assert disconnect(workspace, report=colab.said.append, places=colab.places)
+    assert (colab.home / "ended").exists()
+    assert colab.calls[1] == '{"flush_ms": 600000}'
+
+
+def test_a_runtime_stays_when_drive_has_not_confirmed_or_there_is_no_drive(colab, monkeypatch, tmp_path):
+    workspace = colab.open()
+    (colab.home / "stuck").touch()
+    assert not disconnect(workspace, report=colab.said.append, places=colab.places)
+    assert "leave this runtime open" in colab.said[-1]
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    temporary = colab.open(use_drive=False)
+    assert not disconnect(temporary, report=colab.said.append, places=colab.places)
+    assert "Download your model first" in colab.said[-1]
+    assert not (colab.home / "ended").exists()
 
 
 # ---------------------------------------------------------------------------------------------- elsewhere

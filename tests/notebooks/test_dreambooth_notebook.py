@@ -88,7 +88,7 @@ def test_fields_of_the_recipe_have_its_names_and_leave_its_values(code):
     """AUTO (or "") means: as the recipe of the base model has it. The demo's own prompts stand in full."""
     fields = {field.name: field.default for field in dataclasses.fields(DreamBoothConfig)}
     own = {"repository", "session_name", "storage_folder", "use_drive", "shared_drive", "import_from",
-           "demo_subject", "photos_folder", "base_model", "resume"}  # fmt: skip
+           "demo_subject", "photos_folder", "base_model", "resume", "disconnect_when_done"}  # fmt: skip
     asked = parameters(code)
     assert set(asked) - own <= set(fields)
     demo = sample_subject(str(asked["demo_subject"]))
@@ -123,7 +123,7 @@ def test_it_runs_from_top_to_bottom_and_leaves_a_model_and_a_grid(tmp_path):
     }  # fmt: skip
     done = []
     out = runner.execute(PATH, values, tmp_path / "run.ipynb", on_cell=lambda cell: done.append(cell.title))
-    assert done[0] == "1 · Setup" and len(done) == 12
+    assert done[0] == "1 · Setup" and len(done) == 13
     session = Session(sessions_dir(tmp_path) / "short")
     assert session.model_file.stat().st_size > 1_000_000
     assert (session.samples / "before_after.png").is_file()

@@ -141,6 +141,8 @@ def test_a_first_run_on_a_base_model_takes_the_recipe_that_suits_it_and_what_the
     assert (tiny.instance_prompt, tiny.class_prompt, tiny.flip) == ("photo of sks cat", "", True)
     _, classic = dreambooth.planned(session, model="1.5", choices=["instance_prompt=photo of sks cat"])
     assert (classic.resolution_px, classic.unet_steps, classic.flip) == (512, 1500, True)
+    _, lora = dreambooth.planned(session, model="1.5", choices=["instance_prompt=x", "method=lora"])
+    assert (lora.unet_learning_rate, lora.text_encoder_learning_rate) == (1e-4, 5e-5)
     session.recipe.write_text(text.replace("unet_steps: 1500", "unet_steps: 800"))
     _, own = dreambooth.planned(session, model="embedded", choices=["instance_prompt=photo of sks cat"])
     assert own.unet_steps == 800
