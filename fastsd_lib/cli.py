@@ -16,6 +16,7 @@ from typing import Any
 from fastsd_lib.cli_session import add_session
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.environment import commands as environment_commands
 
 
@@ -49,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"fastsd {arguments[0]}: unknown argument {rest[0]!r}.",
             fix=f"python3 -m fastsd_lib {arguments[0]} --help",
         )
-    return options.run(options, rest)
+    with plain_disk_errors(
+        f"finish {arguments[0]}"
+    ):  # a disk that fills up, or a Drive that goes, at any point
+        return options.run(options, rest)
 
 
 # ------------------------------------------------------------------ train and generate

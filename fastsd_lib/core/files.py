@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
         os.replace(scratch, final)
         fsync_path(final.parent)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # a Drive that is gone: the error on its way says so
+            scratch.unlink(missing_ok=True)
 
 
 def fsync_path(path: Path) -> None:
@@ -113,5 +114,7 @@ _DISK_FIXES = {
     errno.EEXIST: "a file stands where a folder should be: move it, or choose another folder with --root.",
     errno.ENAMETOOLONG: "choose a shorter name or folder.",
     errno.ENOTCONN: "Drive is no longer mounted: mount it again and run this again.",
+    errno.ECONNABORTED: "Drive has gone away: mount it again and run this again.",
+    errno.ETIMEDOUT: "the disk or Drive does not answer: wait a moment and run this again.",
     errno.EIO: "the disk or Drive gave an error: wait a moment and run this again.",
 }

@@ -101,7 +101,7 @@ def is_remote(path: Path, table: Path = hosts.MOUNT_TABLE) -> bool:
     False where there is no mount table (macOS, Windows).
     """
     kind = hosts.file_system(path, table)[1]
-    return kind.startswith("fuse.") or kind in _NETWORK_DISKS
+    return kind == "fuse" or kind.startswith("fuse.") or kind in _NETWORK_DISKS
 
 
 def local_disk(path: Path, places: Places = HERE) -> Path:

@@ -248,6 +248,7 @@ def export(
     recipe = checkpoint.facts["config"]
     facts = {"fastsd.recipe": recipe, "fastsd.step": checkpoint.step}
     with (
+        plain_disk_errors(f"export the model to session {session.name!r}"),
         session_lock(session.path, "export", _line_to(report)),
         tempfile.TemporaryDirectory(prefix="fastsd-export-") as scratch,
     ):

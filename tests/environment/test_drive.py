@@ -366,8 +366,8 @@ def test_a_file_in_the_way_and_a_folder_one_may_not_write_to_are_named(plain, tm
 @pytest.mark.parametrize(
     ("kind", "remote"),
     [
-        ("fuse.drive", True), ("fuse.sshfs", True), ("nfs4", True), ("cifs", True), ("9p", True), ("drvfs", True),
-        ("ext4", False), ("xfs", False), ("overlay", False), ("fuseblk", False), ("tmpfs", False),
+        ("fuse.drive", True), ("fuse.sshfs", True), ("fuse", True), ("nfs4", True), ("cifs", True), ("9p", True),
+        ("drvfs", True), ("ext4", False), ("xfs", False), ("overlay", False), ("fuseblk", False), ("tmpfs", False),
     ],
 )  # fmt: skip
 def test_disks_behind_a_network_or_a_daemon_are_told_from_local_ones(tmp_path, kind, remote):
