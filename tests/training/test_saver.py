@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections import namedtuple
 
 import psutil
@@ -229,7 +230,10 @@ def test_a_run_that_cannot_save_its_end_says_so_and_is_resumed_when_there_is_spa
     _, expected = job.run("whole")
 
     def report(event):
-        full_disk.full = event.task == "U-Net" and event.done >= 3
+        if event.task == "U-Net" and event.done >= 3 and not full_disk.full:
+            while 6 not in [one.step for one in list_checkpoints(job.folder / "run/checkpoints")]:
+                time.sleep(0.01)  # it is written beside the training
+            full_disk.full = True
 
     with pytest.raises(UserError, match="The checkpoint of step 9 could not be written") as caught:
         job.run("run", watch={"report": report})

@@ -114,7 +114,8 @@ def test_ctrl_c_saves_the_running_step_and_stops(job):
 
 def test_in_a_thread_beside_a_notebook_it_stops_and_saves_when_the_main_thread_was_interrupted(job):
     asked, ended = threading.Event(), []
-    thread = threading.Thread(target=lambda: ended.append(job.run(should_stop=asked.is_set)[0]))
+    long = {"unet_steps": 200, "save_every_steps": 0}  # so that it is not over before it is interrupted
+    thread = threading.Thread(target=lambda: ended.append(job.run(should_stop=asked.is_set, **long)[0]))
     thread.start()
     try:
         while not job.steps_taken("run"):
@@ -124,7 +125,7 @@ def test_in_a_thread_beside_a_notebook_it_stops_and_saves_when_the_main_thread_w
         asked.set()
     thread.join(60)
     assert not ended[0].finished and ended[0].step == job.steps_taken("run")
-    assert job.run()[0].finished
+    assert job.run(**long)[0].finished
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_change(job):
