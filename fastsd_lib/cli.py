@@ -311,9 +311,10 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _add_benchmark(known: Any) -> None:
-    parser = command(
-        known, "benchmark", _benchmark, "the project's own figures beside its peers'", as_json=False
-    )
+    text = "the project's own figures beside its peers'"
+    # --help is the benchmark's own: each has options of its kind
+    parser = known.add_parser("benchmark", help=text, description=text, allow_abbrev=False, add_help=False)
+    parser.set_defaults(run=_benchmark)
     parser.add_argument("benchmark", nargs="?", default="", metavar="NAME")
     parser.set_defaults(takes_rest=True)
 
