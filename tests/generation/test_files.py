@@ -34,7 +34,7 @@ def test_the_parameters_read_as_other_programs_expect_them():
     }  # fmt: skip
     assert infotext(record) == (
         "a cat,\nsitting\nNegative prompt: dog\n"
-        "Steps: 25, Sampler: Euler a, CFG scale: 7, Seed: 3, Size: 512x768, Model: sd15, Version: fastsd"
+        "Steps: 25, Sampler: Euler a, CFG scale: 7.0, Seed: 3, Size: 512x768, Model: sd15, Version: fastsd"
     )
     assert "Negative" not in infotext(record | {"negative_prompt": ""})
 
