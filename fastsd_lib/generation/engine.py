@@ -1,10 +1,8 @@
-"""Text to image: one request in, pictures with their full record out."""
+"""Requests in, pictures with their full record out."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +12,20 @@ import torch
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.formats.parts import Parts, encode_prompts, load_parts
+from fastsd_lib.formats.parts import Parts, load_parts
 from fastsd_lib.formats.single_file import carries_configs
+from fastsd_lib.generation.denoising import denoise_together
+from fastsd_lib.generation.plan import GUIDANCE_SCALE, Plan, batch, drawing_mode, make_plan
 from fastsd_lib.generation.request import GenerationRequest
-from fastsd_lib.generation.samplers import make_scheduler
+from fastsd_lib.generation.vae import out_of_memory, release
 from fastsd_lib.models import registry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GUIDANCE_SCALE = 7.5  # of models that do not say their own
+__all__ = ["GUIDANCE_SCALE", "Engine", "GeneratedImage", "draw", "load_engine"]
+
 BATCH_LATENTS = 4 * 64 * 64  # four pictures of 512 px at once, or 64 of 64 px
-DECODE_PIXELS = 512 * 512  # the VAE's memory peaks at full resolution, so it takes fewer at once
 
 
 @dataclass(frozen=True)
@@ -77,124 +77,44 @@ def draw(parts: Parts, request: GenerationRequest, report: Report = silent) -> l
 
     Picture i has the seed `request.seed + i`: its noise comes from the CPU and from that seed alone, so it is
     the same picture in any batch and on any device, up to rounding. `report` hears every step; what it raises
-    ends the drawing. UserError for values that the model cannot follow.
+    ends the drawing. When memory does not suffice, fewer are drawn at once, and the record says so.
+    UserError for values that the model cannot follow.
     """
-    request.check()
-    width_px, height_px = _size(parts, request)
-    guidance = request.guidance_scale
-    if guidance is None:
-        guidance = float(parts.defaults.get("guidance_scale", GUIDANCE_SCALE))
-    latent_size = (height_px // parts.vae_factor, width_px // parts.vae_factor)
-    batch = max(1, BATCH_LATENTS // (latent_size[0] * latent_size[1]))
-    seeds = [request.seed + number for number in range(request.count)]
+    plan = make_plan(parts, request)
+    at_once = 1 if plan.alone else max(1, min(BATCH_LATENTS // plan.largest_latents, request.count))
     pictures: list[Image] = []
-    with torch.inference_mode(), _resting(parts.unet, parts.vae, parts.text_encoder):
-        prompts = [request.prompt] if guidance == 1 else [request.negative_prompt, request.prompt]
-        embeddings, warnings = _encode(parts, prompts)
-        for first in range(0, request.count, batch):
-            some = seeds[first : first + batch]
-            told = _told(report, first, len(some), request.count, batch)
-            latents = _denoise(parts, request, embeddings, guidance, some, latent_size, told)
-            pictures += _decode(parts, latents)
-    record = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "inference_steps": request.inference_steps,
-        "guidance_scale": guidance,
-        "sampler": request.sampler,
-        "width_px": width_px,
-        "height_px": height_px,
-        "model": parts.name,
-        "device": str(_of(parts.unet).device),
-        "dtype": str(_of(parts.unet).dtype).removeprefix("torch."),
-        "warnings": warnings,
-    }
+    while len(pictures) < request.count:
+        numbers = range(len(pictures), min(len(pictures) + at_once, request.count))
+        try:
+            with drawing_mode(plan):
+                pictures += _run(plan, numbers, _told(report, numbers, at_once, plan))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            release()
+            if len(numbers) == 1:
+                raise UserError(
+                    f"The memory does not suffice for a picture of {plan.width_px} x {plan.height_px} px.",
+                    fix="take a smaller width_px and height_px, or the dtype fp16 on a GPU.",
+                ) from None
+            at_once = len(numbers) // 2
+            plan.note(f"out of memory with {len(numbers)} pictures at once: {at_once} at once from there on")
     return [
-        GeneratedImage(picture, seed, {**record, "seed": seed})
-        for picture, seed in zip(pictures, seeds, strict=True)
+        GeneratedImage(picture, plan.seeds[number], plan.record(number))
+        for number, picture in enumerate(pictures)
     ]
 
 
-def _denoise(
-    parts: Parts,
-    request: GenerationRequest,
-    embeddings: torch.Tensor,
-    guidance: float,
-    seeds: Sequence[int],
-    latent_size: tuple[int, int],
-    told: Callable[[int, int], None],
-) -> torch.Tensor:
-    """Noise -> latents (B, 4, H/f, W/f), float32. Guidance (Ho and Salimans 2022) in one forward per step."""
-    like = _of(parts.unet)
-    scheduler = make_scheduler(request.sampler, parts.scheduler_config)
-    scheduler.set_timesteps(request.inference_steps, device=like.device)
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    shape = (parts.unet.config.in_channels, *latent_size)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    latents = noise.to(like.device) * scheduler.init_noise_sigma
-    guided = guidance != 1
-    context = embeddings.repeat_interleave(len(seeds), dim=0)  # negative prompts first, when there are any
-    options = {"return_dict": False}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        options["generator"] = generators  # ancestral noise, too, belongs to each picture's own seed
-    steps = scheduler.timesteps  # some rules look twice per step
-    for number, timestep in enumerate(steps):
-        told(number, len(steps))
-        noisy = scheduler.scale_model_input(latents, timestep).to(like.dtype)
-        noisy = torch.cat([noisy, noisy]) if guided else noisy
-        noise = parts.unet(noisy, timestep, context, return_dict=False)[0].float()
-        if guided:
-            without, with_prompt = noise.chunk(2)
-            noise = torch.lerp(without, with_prompt, guidance)
-        latents = scheduler.step(noise, timestep, latents, **options)[0]
-    told(len(steps), len(steps))
-    if not torch.isfinite(latents).all():
-        raise UserError(
-            f"{parts.name} gave no numbers (NaN) in {str(like.dtype).removeprefix('torch.')}.",
-            fix="load it with dtype fp32; if it stays so, the model is damaged.",
-        )
-    return latents
-
-
-def _decode(parts: Parts, latents: torch.Tensor) -> list[Image]:
-    """Latents (B, 4, H/f, W/f) -> RGB pictures."""
-    from PIL import Image
-
-    like = _of(parts.vae)
-    at_once = max(1, DECODE_PIXELS // (latents.shape[2] * latents.shape[3] * parts.vae_factor**2))
-    pictures = []
-    for some in (latents / parts.vae.config.scaling_factor).to(like.dtype).split(at_once):
-        pixels = parts.vae.decode(some, return_dict=False)[0].float()  # (B, 3, H, W) in [-1, 1]
-        levels = (pixels * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-        arrays = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        pictures += [Image.fromarray(array) for array in arrays]
-    return pictures
-
-
-def _encode(parts: Parts, prompts: list[str]) -> tuple[torch.Tensor, list[str]]:
-    """Prompts -> (len(prompts), tokens, width), and a warning for each one that was too long."""
-    limit = min(parts.tokenizer.model_max_length, parts.text_encoder.config.max_position_embeddings)
-    warnings = []
-    for prompt in prompts:
-        tokens = parts.tokenizer(prompt, verbose=False).input_ids[1:-1]
-        if len(tokens) > limit - 2:
-            lost = parts.tokenizer.decode(tokens[limit - 2 :]).strip()
-            warnings.append(f"{len(tokens)} tokens, but the model reads {limit - 2}; not read: {lost!r}")
-    return encode_prompts(parts, prompts).to(_of(parts.unet).dtype), warnings
-
-
-def _size(parts: Parts, request: GenerationRequest) -> tuple[int, int]:
-    sizes = []
-    for name, wanted in (("width_px", request.width_px), ("height_px", request.height_px)):
-        size = parts.side_px if wanted is None else wanted
-        if size <= 0 or size % parts.vae_factor:
-            below = max(size // parts.vae_factor, 1) * parts.vae_factor
-            raise UserError(
-                f"{name} is {size}, but this model draws in multiples of {parts.vae_factor}.",
-                fix=f"take {below} or {below + parts.vae_factor}; the model's own size is {parts.side_px}.",
-            )
-        sizes.append(size)
-    return sizes[0], sizes[1]
+def _run(plan: Plan, numbers: range, told: Callable[[int], None]) -> list[Image]:
+    """Draw one batch alone, to its end."""
+    passes = batch(plan, numbers, told)
+    try:
+        while True:
+            denoising = next(passes)
+            while denoising.ask is not None:
+                denoise_together(plan.parts, plan.levels, [denoising])
+    except StopIteration as end:
+        return end.value
 
 
 def _device(name: str) -> torch.device:
@@ -208,31 +128,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _told(report: Report, first: int, some: int, count: int, batch: int) -> Callable[[int, int], None]:
+def _told(report: Report, numbers: range, at_once: int, plan: Plan) -> Callable[[int], None]:
     """Progress over all batches as one task, in steps."""
-    batches = -(-count // batch)
-    which = f"{first + 1}-{first + some} of {count}" if some > 1 else f"{first + 1} of {count}"
+    count, steps = plan.request.count, plan.all_steps
+    batches = -(-count // at_once)
+    which = f"{numbers.start + 1}-{numbers.stop}" if len(numbers) > 1 else f"{numbers.start + 1}"
+    facts = {"picture": f"{which} of {count}"} if count > 1 else {}
 
-    def told(step: int, steps: int) -> None:
-        done = first // batch * steps + step
-        report(ProgressEvent("drawing", done, batches * steps, {"picture": which} if count > 1 else {}))
+    def told(step: int) -> None:
+        report(ProgressEvent("drawing", numbers.start // at_once * steps + step, batches * steps, facts))
 
     return told
-
-
-def _of(module: torch.nn.Module) -> torch.Tensor:
-    """A weight that tells where the module stands and in which precision."""
-    return next(module.parameters())
-
-
-@contextmanager
-def _resting(*modules: torch.nn.Module) -> Iterator[None]:
-    """Dropout and gradient checkpointing off while drawing; a training run finds all as it left it."""
-    training = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)

@@ -11,7 +11,6 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.formats.single_file import export_single_file
 from fastsd_lib.generation.request import GenerationRequest
-from fastsd_lib.generation.samplers import SAMPLERS, make_scheduler
 
 ORDER = GenerationRequest("a photo of a red star", negative_prompt="cat", inference_steps=4, seed=3, count=3)
 
@@ -50,38 +49,30 @@ def drawn_by(pipeline, order: GenerationRequest):
     ).images
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_what_diffusers_draws(engine, witness, name):
-    witness.scheduler = make_scheduler(name, engine.parts.scheduler_config)
-    order = replace(ORDER, sampler=name, count=2)
+# Ours -> the rule of diffusers on the same noise levels.
+WITNESSES = {
+    "ddim": ("DDIMScheduler", {}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+}
+
+
+@pytest.mark.parametrize("name", WITNESSES)
+def test_samplers_draw_what_diffusers_pipeline_draws(engine, witness, name):
+    import diffusers
+
+    kind, settings = WITNESSES[name]
+    schedule = {k: v for k, v in engine.parts.scheduler_config.items() if not k.startswith("_")}
+    witness.scheduler = getattr(diffusers, kind).from_config({**schedule, **settings})
+    order = replace(ORDER, sampler=name, schedule="ddim", count=2)
     ours = engine.generate(order)
     theirs = drawn_by(witness, order)
-    assert [difference(one.image, other) <= 1 for one, other in zip(ours, theirs, strict=True)] == [
-        True,
-        True,
-    ]
+    apart = [difference(one.image, other) for one, other in zip(ours, theirs, strict=True)]
+    assert max(apart) <= 1
     assert difference(ours[0].image, ours[1].image) > 20  # and they are two pictures
-
-
-def test_ddim_latents_equal_those_of_diffusers(engine, witness):
-    import torch
-
-    from fastsd_lib.generation import engine as room
-
-    witness.scheduler = make_scheduler("ddim", engine.parts.scheduler_config)
-    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(9))
-    theirs = witness(
-        "a photo of a red star",
-        num_inference_steps=5,
-        guidance_scale=7.5,
-        latents=noise,
-        output_type="latent",
-    ).images
-    with torch.inference_mode():
-        embeddings, _ = room._encode(engine.parts, ["", "a photo of a red star"])
-        order = GenerationRequest("a photo of a red star", inference_steps=5)
-        ours = room._denoise(engine.parts, order, embeddings, 7.5, [9], (16, 16), lambda step, steps: None)
-    assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler_a"])
@@ -184,10 +175,13 @@ def test_what_the_reporter_raises_ends_the_drawing(engine):
     assert seen == [0, 1, 2]
 
 
-def test_a_prompt_that_is_too_long_is_cut_and_the_record_says_what_was_lost(engine):
-    record = engine.generate(GenerationRequest("red " * 75 + "star cat", inference_steps=1))[0].record
-    assert record["warnings"] == ["77 tokens, but the model reads 75; not read: 'star cat'"]
-    assert engine.generate(GenerationRequest("red " * 75, inference_steps=1))[0].record["warnings"] == []
+def test_a_prompt_longer_than_77_tokens_is_read_to_its_end(engine):
+    long = "red " * 75
+    one, other = (
+        engine.generate(GenerationRequest(long + word, inference_steps=2))[0] for word in ("star", "cat")
+    )
+    assert difference(one.image, other.image) > 1
+    assert one.record["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -200,7 +194,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_the_record_says_what_was_lost(engi
         ({"seed": -1}, "seed is -1", "a whole number from 0"),
         ({"seed": 2**32 - 2}, "the last of 3 pictures would have the seed", "take a smaller seed"),
         ({"guidance_scale": -2.0}, "guidance_scale is -2.0", "7.5 is usual"),
-        ({"sampler": "eular"}, "No sampler 'eular'", "ddim, euler"),
+        ({"sampler": "eular"}, "No sampler 'eular'", "did you mean 'Euler'"),
     ],
 )
 def test_orders_no_model_can_follow_say_what_to_take(engine, wrong, said, way_out):

@@ -1,0 +1,124 @@
+"""Pictures on their way from noise to latents, and the U-Net call that many of them share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fastsd_lib.formats.parts import Parts
+from fastsd_lib.generation.conditioning import Conditioning
+from fastsd_lib.generation.sigmas import NoiseLevels
+from fastsd_lib.generation.stepping import Ask, Estimate, Steps
+
+
+@dataclass
+class Denoising:
+    """Some pictures of one request that step together: what they wait for, and what the U-Net needs for it.
+
+    `ask` is the noisy picture to be denoised next; when it is None, `latents` (B, C, h, w) are there.
+    """
+
+    rule: Steps
+    conditioning: Conditioning
+    guidance: float
+    steps: int
+    after_steps: int | None = None  # steps of the first pass, when this is the second one
+    known: torch.Tensor | None = None  # latents (B, C, h, w) of what stays, where `mask` is 0
+    mask: torch.Tensor | None = None  # (1, 1, h, w), 1 = drawn anew
+    extra: torch.Tensor | None = None  # (B, 5, h, w): mask and masked picture, for inpainting models
+    wants_unconditional: bool = False
+    told: Callable[[int, int], None] = lambda step, steps: None
+    ask: Ask | None = None
+    latents: torch.Tensor | None = None
+    _positives: list[tuple[float, torch.Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._go(None)
+
+    @property
+    def step(self) -> int:
+        return min(self.ask.step, self.steps - 1)
+
+    def chunks(self) -> int:
+        return self.conditioning.chunks(self.steps, self.after_steps)
+
+    def rows(self, chunks: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """One picture batch for the U-Net, and each text that it is to be seen with; the negative one first.
+
+        Without guidance there is no negative one: half the work.
+        """
+        at = self.conditioning.at(self.step, self.steps, self.after_steps, chunks)
+        self._positives, negative = at
+        plain = len(self._positives) == 1 and self._positives[0][0] * self.guidance == 1
+        texts = [text for _, text in self._positives]
+        x = self.ask.x / math.sqrt(1 + self.ask.sigma**2)
+        if self.extra is not None:
+            x = torch.cat([x, self.extra], dim=1)
+        return x, texts if plain else [negative, *texts]
+
+    def tell(self, outputs: Sequence[torch.Tensor], levels: NoiseLevels) -> None:
+        """The U-Net's answers to `rows`, float32; steps on to the next ask.
+
+        Guidance by Ho and Salimans 2022; several prompts by Liu et al. 2022, "Compositional Visual Generation".
+        """
+        if len(outputs) == 1:
+            guided = unguided = outputs[0]
+        else:
+            unguided, *seen = outputs
+            guided = unguided
+            if len(seen) == 1:
+                guided = torch.lerp(unguided, seen[0], self.guidance * self._positives[0][0])
+            else:
+                for (weight, _), one in zip(self._positives, seen, strict=True):
+                    guided = guided + (one - unguided) * (weight * self.guidance)
+        denoised = self._kept(self._denoised(guided, levels))
+        plain = denoised
+        if self.wants_unconditional and guided is not unguided:
+            plain = self._kept(self._denoised(unguided, levels))
+        self._go(Estimate(denoised, plain))
+
+    def _denoised(self, output: torch.Tensor, levels: NoiseLevels) -> torch.Tensor:
+        x, sigma = self.ask.x, self.ask.sigma
+        if levels.prediction == "v_prediction":  # Salimans and Ho 2022
+            return x / (1 + sigma**2) - output * (sigma / math.sqrt(1 + sigma**2))
+        return output if levels.prediction == "sample" else x - output * sigma
+
+    def _kept(self, denoised: torch.Tensor) -> torch.Tensor:
+        return denoised if self.known is None else torch.lerp(self.known, denoised, self.mask)
+
+    def _go(self, estimate: Estimate | None) -> None:
+        try:
+            self.ask = self.rule.send(estimate)
+            self.told(self.step, self.steps)
+        except StopIteration as end:
+            self.ask, self.latents = None, self._kept(end.value)
+            self.told(self.steps, self.steps)
+
+
+def denoise_together(parts: Parts, levels: NoiseLevels, those: Sequence[Denoising]) -> None:
+    """One U-Net call for all that wait, of whatever requests, samplers and steps; each then steps on.
+
+    All must be of one size of latents.
+    """
+    like = next(parts.unet.parameters())
+    chunks = max(one.chunks() for one in those)
+    pictures, times, texts, counts = [], [], [], []
+    for one in those:
+        x, seen_with = one.rows(chunks)
+        pictures += [x] * len(seen_with)
+        texts += [text.expand(len(x), *text.shape) for text in seen_with]
+        times += [levels.timestep(one.ask.sigma)] * (len(x) * len(seen_with))
+        counts.append((len(x), len(seen_with)))
+    output = parts.unet(
+        torch.cat(pictures).to(like.dtype),
+        torch.tensor(times, dtype=torch.float32, device=like.device),
+        torch.cat(texts),
+        return_dict=False,
+    )[0].float()
+    first = 0
+    for one, (batch, seen) in zip(those, counts, strict=True):
+        one.tell(output[first : first + batch * seen].split(batch), levels)
+        first += batch * seen
