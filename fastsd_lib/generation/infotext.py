@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastsd_lib.generation.picture_text import read_record, save_picture
+from fastsd_lib.generation.picture_text import read_record, save_picture, writable
 from fastsd_lib.generation.samplers import SAMPLERS
 from fastsd_lib.generation.styles import Style, find_styles
 
@@ -197,7 +197,7 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return value
     try:
-        return str(json.loads(value))
+        return writable(str(json.loads(value)))
     except (ValueError, RecursionError):
         return value
 

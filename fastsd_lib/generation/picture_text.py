@@ -50,7 +50,8 @@ def picture_bytes(
 
     `options` are Pillow's for the format: quality, lossless, compress_level.
     """
-    ours = json.dumps(record, ensure_ascii=False) if record is not None else ""
+    parameters = writable(parameters)
+    ours = writable(json.dumps(record, ensure_ascii=False)) if record is not None else ""
     file = io.BytesIO()
     if format_ == "PNG":
         from PIL.PngImagePlugin import PngInfo
@@ -73,6 +74,11 @@ def picture_bytes(
             raise UserError("The prompts are too long to be kept in a JPEG.", fix="save it as PNG or WEBP.")
     image.convert("RGB").save(file, format_, exif=exif, **options)
     return file.getvalue()
+
+
+def writable(text: str) -> str:
+    """The text without the halves of letters that JSON can carry and no file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _exif(parameters: str, ours: str) -> bytes:
