@@ -112,7 +112,15 @@ def test_ctrl_c_saves_the_running_step_and_stops(job):
     assert job.run()[0].finished
 
 
-def test_in_a_thread_beside_a_notebook_it_stops_and_saves_when_the_main_thread_was_interrupted(job):
+@pytest.fixture
+def ctrl_c():
+    """As in a kernel; a shell that started the tests in the background has had SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_in_a_thread_beside_a_notebook_it_stops_and_saves_when_the_main_thread_was_interrupted(job, ctrl_c):
     asked, ended = threading.Event(), []
     long = {"unet_steps": 200, "save_every_steps": 0}  # so that it is not over before it is interrupted
     thread = threading.Thread(target=lambda: ended.append(job.run(should_stop=asked.is_set, **long)[0]))
