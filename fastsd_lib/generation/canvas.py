@@ -169,7 +169,7 @@ def _feathered(mask: Image.Image, blur_px: int) -> Image.Image:
     """
     if not blur_px:
         return mask
-    depth = np.zeros((mask.height, mask.width), dtype=np.uint8)
+    depth = np.zeros((mask.height, mask.width), dtype=np.float32)
     left = np.pad(np.asarray(mask) > 0, 1, mode="edge")
     for _ in range(blur_px + 1):
         depth += left[1:-1, 1:-1]
@@ -178,9 +178,8 @@ def _feathered(mask: Image.Image, blur_px: int) -> Image.Image:
                               (slice(1, -1), slice(2, None)), (slice(1, -1), slice(None, -2))):  # fmt: skip
             inner &= left[rows, columns]
         left = np.pad(inner, 1, mode="edge")
-    deepest = np.asarray(
-        Image.fromarray(depth).filter(ImageFilter.MaxFilter(2 * blur_px + 1)), dtype=np.float32
-    )
+    near = Image.fromarray(depth.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * blur_px + 1))
+    deepest = np.asarray(near, dtype=np.float32)
     return Image.fromarray((255 * depth / np.maximum(deepest, 1)).round().astype(np.uint8))
 
 

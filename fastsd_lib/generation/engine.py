@@ -15,7 +15,9 @@ from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.formats.parts import Parts, load_parts
 from fastsd_lib.formats.single_file import carries_configs
 from fastsd_lib.generation.denoising import denoise_together
-from fastsd_lib.generation.plan import GUIDANCE_SCALE, Plan, batch, drawing_mode, make_plan
+from fastsd_lib.generation.passes import batch
+from fastsd_lib.generation.plan import GUIDANCE_SCALE, Plan, drawing_mode, make_plan
+from fastsd_lib.generation.record import record_of
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.vae import out_of_memory, release
 from fastsd_lib.models import registry
@@ -100,7 +102,7 @@ def draw(parts: Parts, request: GenerationRequest, report: Report = silent) -> l
             at_once = len(numbers) // 2
             plan.note(f"out of memory with {len(numbers)} pictures at once: {at_once} at once from there on")
     return [
-        GeneratedImage(picture, plan.seeds[number], plan.record(number))
+        GeneratedImage(picture, plan.seeds[number], record_of(plan, number))
         for number, picture in enumerate(pictures)
     ]
 

@@ -16,8 +16,8 @@ WALK_FROM, WALK_TO, WALK_DEPTH = math.log(1e-4), math.log(1e4), 15
 class Variation:
     """Another seed mixed into the first noise, and the size that the noise was first drawn for."""
 
-    subseeds: Sequence[int] = ()
-    strength: float = 0.0  # 0 = the seed's own noise, 1 = the subseed's
+    other_seeds: Sequence[int] = ()
+    strength: float = 0.0  # 0 = the seed's own noise, 1 = the other seed's
     from_size: tuple[int, int] | None = None  # latents (h, w); the picture keeps its middle when resized
 
 
@@ -43,16 +43,16 @@ class PictureNoise:
         if variation.from_size in (None, self.shape[1:]):
             if variation.strength:
                 own = [
-                    slerp(noise, _drawn(subseed, self.shape), variation.strength)
-                    for noise, subseed in zip(own, variation.subseeds, strict=True)
+                    slerp(noise, _drawn(other, self.shape), variation.strength)
+                    for noise, other in zip(own, variation.other_seeds, strict=True)
                 ]
             return torch.stack(own).to(self.device)
         small = (self.shape[0], *variation.from_size)
         middles = [_drawn(seed, small) for seed in self.seeds]
         if variation.strength:
             middles = [
-                slerp(noise, _drawn(subseed, small), variation.strength)
-                for noise, subseed in zip(middles, variation.subseeds, strict=True)
+                slerp(noise, _drawn(other, small), variation.strength)
+                for noise, other in zip(middles, variation.other_seeds, strict=True)
             ]
         return torch.stack([_centred(*pair) for pair in zip(own, middles, strict=True)]).to(self.device)
 

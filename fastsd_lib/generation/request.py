@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**32 - 1
 RESIZE_MODES = ("stretch", "crop", "fill", "latent")  # A1111's 0, 1, 2, 3
 MASK_FILLS = ("fill", "original", "latent_noise", "latent_nothing")  # A1111's 0, 1, 2, 3
-# Our names -> how torch resizes latents; A1111 calls them "Latent", "Latent (antialiased)" and so on.
+# Our names of the ways to enlarge latents -> torch's, and whether it smoothes.
 LATENT_UPSCALERS = {
     "latent": ("bilinear", False),
     "latent_antialiased": ("bilinear", True),
@@ -24,8 +24,17 @@ LATENT_UPSCALERS = {
     "latent_nearest": ("nearest", False),
     "latent_nearest_exact": ("nearest-exact", False),
 }
-PICTURE_UPSCALERS = ("lanczos", "nearest")
-UPSCALERS = (*LATENT_UPSCALERS, *PICTURE_UPSCALERS)
+# All of them -> what A1111 and picture metadata call them.
+UPSCALER_LABELS = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Hires:
     scale: float = 2.0
     width_px: int | None = None  # an exact size instead; one side alone keeps the picture's shape
     height_px: int | None = None
-    upscaler: str = "latent"  # one of UPSCALERS
+    upscaler: str = "latent"  # one of UPSCALER_LABELS
     strength: float = 0.7
     inference_steps: int = 0  # 0 = as many as the first pass
     sampler: str = ""
@@ -71,9 +80,9 @@ class Hires:
         for name, size_px in (("width_px", self.width_px), ("height_px", self.height_px)):
             if size_px is not None:
                 _within(f"hires.{name}", size_px, 1, 16384, "leave it out to scale")
-        if self.upscaler not in UPSCALERS:
+        if self.upscaler not in UPSCALER_LABELS:
             raise UserError(
-                f"hires.upscaler is {self.upscaler!r}.", fix=f"take one of: {', '.join(UPSCALERS)}."
+                f"hires.upscaler is {self.upscaler!r}.", fix=f"take one of: {', '.join(UPSCALER_LABELS)}."
             )
         if self.sampler:
             find_sampler(self.sampler)
@@ -104,9 +113,9 @@ class GenerationRequest:
     s_noise: float = 1.0
     clip_skip: int = 1  # which layer of the text encoder is read, from the last
     tiling: bool = False  # opposite edges fit together
-    # Variation: with a strength above 0 all pictures share `seed`, and picture i has the subseed `subseed + i`.
-    subseed: int = 0
-    subseed_strength: float = 0.0
+    # Variation: with a strength above 0 all pictures share `seed`, and picture i the variation seed `variation_seed + i`.
+    variation_seed: int = 0
+    variation_strength: float = 0.0
     seed_from_width_px: int | None = None  # the noise of a picture of this size, in the middle of this one
     seed_from_height_px: int | None = None
     init: Image | None = None  # draw over this picture
@@ -121,10 +130,13 @@ class GenerationRequest:
             raise UserError(f"inference_steps is {self.inference_steps}.", fix="take 1 to 1000; 25 is usual.")
         if not 1 <= self.count <= 1000:
             raise UserError(f"count is {self.count}.", fix="ask for 1 to 1000 pictures.")
-        for name, first in (("seed", self.seed), ("subseed", self.subseed)):
+        for name, first in (("seed", self.seed), ("variation_seed", self.variation_seed)):
             if not 0 <= first <= MAX_SEED:
                 raise UserError(f"{name} is {first}.", fix=f"take a whole number from 0 to {MAX_SEED}.")
-            if name == ("subseed" if self.subseed_strength else "seed") and first + self.count - 1 > MAX_SEED:
+            if (
+                name == ("variation_seed" if self.variation_strength else "seed")
+                and first + self.count - 1 > MAX_SEED
+            ):
                 raise UserError(
                     f"the last of {self.count} pictures would have the {name} {first + self.count - 1}.",
                     fix=f"take a smaller {name}; the largest is {MAX_SEED}.",
@@ -138,7 +150,7 @@ class GenerationRequest:
         _within("s_tmax", self.s_tmax or 0, 0, math.inf, "None is no bound")
         _within("s_noise", self.s_noise, 0, 2, "1 is usual")
         _within("clip_skip", self.clip_skip, 1, 12, "1 is usual, 2 suits many anime models")
-        _within("subseed_strength", self.subseed_strength, 0, 1, "0 is off")
+        _within("variation_strength", self.variation_strength, 0, 1, "0 is off")
         _within("strength", self.strength, 0, 1, "0.75 is usual")
         for name in ("seed_from_width_px", "seed_from_height_px"):
             if getattr(self, name) is not None:
