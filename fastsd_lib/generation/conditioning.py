@@ -97,7 +97,6 @@ def encode(
     parts: Parts,
     request: GenerationRequest,
     *,
-    clip_skip: int | None = None,
     emphasis: str = "original",
     embeddings: Mapping[str, torch.Tensor] | None = None,
     cache: EncodingCache | None = None,
@@ -105,9 +104,9 @@ def encode(
 ) -> Conditioning:
     """Read both prompts of a request; the text encoder works when a step first asks for its text.
 
-    `clip_skip`: None = the request's own, 1 when it has none. `embeddings`: learned words by name, (count,
-    width) each. `cache`: kept by whoever keeps the model. `loaded`: the tags of the prompt that are in force;
-    any other is a warning. UserError for a prompt too long to draw, and for values no model can follow.
+    `embeddings`: learned words by name, (count, width) each. `cache`: kept by whoever keeps the model.
+    `loaded`: the tags of the prompt that are in force; any other is a warning. UserError for a prompt too long
+    to draw, and for values no model can follow.
     """
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if len(text) > MOST_CHARACTERS:
@@ -116,8 +115,7 @@ def encode(
             )
     prompt, tags = split_tags(without_comments(request.prompt))
     negative, useless = split_tags(without_comments(request.negative_prompt))
-    skip = getattr(request, "clip_skip", 1) if clip_skip is None else clip_skip
-    reader = TextReader(parts, skip, emphasis, cache=cache or EncodingCache())
+    reader = TextReader(parts, request.clip_skip, emphasis, cache=cache or EncodingCache())
     warnings = [f"{tag.text} is not in force here" for tag in tags if tag not in loaded]
     warnings += [f"{tag.text} has no effect in the negative prompt" for tag in useless]
     reader.table, unfit = _table(reader, embeddings or {})

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastsd_lib.generation.picture_text import read_record, save_picture, writable
-from fastsd_lib.generation.samplers import SAMPLERS
+from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES, choose
 from fastsd_lib.generation.styles import Style, find_styles
 
 __all__ = ["infotext", "read_infotext", "read_record", "save_picture", "write_infotext"]
@@ -26,7 +26,7 @@ VERSION = "fastsd"
 ORDER: dict[str, str] = {
     "Steps": "inference_steps",
     "Sampler": "sampler",
-    "Schedule type": "sigma_schedule",
+    "Schedule type": "schedule",
     "CFG scale": "guidance_scale",
     "Distilled CFG Scale": "distilled_guidance_scale",
     "Image CFG scale": "image_guidance_scale",
@@ -85,9 +85,8 @@ def infotext(record: Mapping[str, Any]) -> str:
     named = {key: record.get(ours) for key, ours in ORDER.items()}
     named["Sampler"] = SAMPLERS[record["sampler"]].label
     if named["Schedule type"] is not None:
-        from fastsd_lib.generation.samplers import SCHEDULES
-
-        named["Schedule type"] = SCHEDULES[named["Schedule type"]].label
+        own = choose(record["sampler"])[1] == named["Schedule type"]
+        named["Schedule type"] = SCHEDULES["automatic" if own else named["Schedule type"]].label
     named["Size"] = f"{record['width_px']}x{record['height_px']}"
     if not named["Variation seed strength"]:
         named["Variation seed"] = named["Variation seed strength"] = None

@@ -94,12 +94,13 @@ class TextReader:
             )
         if self.emphasis not in EMPHASES:
             raise UserError(f"No emphasis {self.emphasis!r}.", fix=f"take one of: {', '.join(EMPHASES)}.")
+        comma = tokenizer.convert_tokens_to_ids(",</w>")  # the whole vocabulary would take milliseconds
         self.reader = Reader(
             tokenize=self.tokenize,
             begin=tokenizer.bos_token_id,
             end=tokenizer.eos_token_id,
             pad=tokenizer.pad_token_id,
-            comma=tokenizer.get_vocab().get(",</w>"),
+            comma=None if comma == tokenizer.unk_token_id else comma,
             room=min(tokenizer.model_max_length, config.max_position_embeddings) - 2,
         )
         self._chunks: dict[str, tuple[list[Chunk], int]] = {}

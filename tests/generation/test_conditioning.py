@@ -35,8 +35,8 @@ def ask(prompt: str, negative: str = "", steps: int = 10, **more) -> GenerationR
     return GenerationRequest(prompt, negative, inference_steps=steps, **more)
 
 
-def only(parts, prompt: str, step: int = 0, **more) -> torch.Tensor:
-    [(_, hidden)], _ = encode(parts, ask(prompt), **more).at(step, 10)
+def only(parts, prompt: str, step: int = 0, clip_skip: int = 1, **more) -> torch.Tensor:
+    [(_, hidden)], _ = encode(parts, ask(prompt, clip_skip=clip_skip), **more).at(step, 10)
     return hidden
 
 
@@ -281,7 +281,7 @@ def test_equal_texts_are_encoded_once_until_the_weights_are_another_state(parts)
             done.at(step, 10)
         encode(parts, ask("a red star", "cat"), cache=cache).at(0, 10)
         assert len(calls) == 3
-        encode(parts, ask("a red star", "cat"), cache=cache, clip_skip=2).at(0, 10)
+        encode(parts, ask("a red star", "cat", clip_skip=2), cache=cache).at(0, 10)
         assert len(calls) == 5
         cache.state = "with a LoRA"
         encode(parts, ask("a red star", "cat"), cache=cache).at(0, 10)
@@ -319,7 +319,7 @@ def test_the_cache_forgets_the_oldest_when_it_is_full(parts):
 )
 def test_values_no_model_can_follow_are_named(parts, more, message, fix):
     with pytest.raises(UserError, match=message) as error:
-        encode(parts, ask("a"), **more)
+        only(parts, "a", **more)
     assert fix in error.value.fix
 
 

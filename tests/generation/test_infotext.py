@@ -57,29 +57,32 @@ def test_a_value_is_written_by_the_rules(value, written):
     assert write_infotext("", "", {"Key": value}) == written
 
 
+USUAL = {
+    "clip_skip": 1, "variation_seed": 5, "variation_strength": 0.0, "tiling": False, "strength": None,
+    "noise_source": "gpu", "extra_parameters": {},
+}  # fmt: skip
+
+
+def last_line(**more) -> str:
+    line = infotext(RECORD | USUAL | more).splitlines()[-1]
+    start, end = "Steps: 25, Sampler: Euler a, ", ", Version: fastsd"
+    assert line.startswith(start) and line.endswith(end)
+    return line[len(start) : -len(end)]
+
+
 def test_a_record_says_only_what_is_not_usual():
-    plain = infotext(
-        RECORD | {"clip_skip": 1, "variation_seed": 5, "variation_strength": 0.0, "tiling": False}
-    )
-    assert plain == infotext(RECORD)
-    more = infotext(
-        RECORD
-        | {
-            "clip_skip": 2,
-            "variation_seed": 5,
-            "variation_strength": 0.5,
-            "tiling": True,
-            "noise_source": "cpu",
-            "strength": 0.75,
-            "sigma_schedule": "karras",
-            "extra_parameters": {"Mask blur": 4},
-        }
-    )
-    assert more.splitlines()[-1] == (
-        "Steps: 25, Sampler: Euler a, Schedule type: Karras, CFG scale: 7.0, Seed: 3, Size: 512x768, Model: sd15, "
-        "Variation seed: 5, Variation seed strength: 0.5, Denoising strength: 0.75, Clip skip: 2, RNG: CPU, "
-        "Tiling: True, Mask blur: 4, Version: fastsd"
-    )
+    usual = "CFG scale: 7.0, Seed: 3, Size: 512x768, Model: sd15"
+    assert infotext(RECORD | USUAL) == infotext(RECORD)
+    assert last_line() == usual
+    assert last_line(schedule="karras") == f"Schedule type: Karras, {usual}"
+    assert last_line(schedule="uniform") == f"Schedule type: Automatic, {usual}"  # its own
+    assert last_line(
+        clip_skip=2, variation_strength=0.5, tiling=True, noise_source="cpu", strength=0.75,
+        seed_resize_from="64x32", extra_parameters={"Lora hashes": "a: 1"},
+    ) == (
+        f"{usual}, Variation seed: 5, Variation seed strength: 0.5, Seed resize from: 64x32, "
+        'Denoising strength: 0.75, Clip skip: 2, RNG: CPU, Tiling: True, Lora hashes: "a: 1"'
+    )  # fmt: skip
 
 
 A1111 = """girl with an artist's beret, determined, ((eyeshadow)),

@@ -188,7 +188,7 @@ def test_a_graph_of_thousands_of_nodes_ends_quickly():
             "inputs": {"steps": 1, "latent_image": ["0", 0], "model": ["0", 0]},
         }
     began = time.process_time()
-    assert read_history(a_png(prompt=graph)).parameters == "Steps: 1"
+    assert read_history(a_png(prompt=graph)).parameters == "Steps: 1, Hires steps: 1"
     assert time.process_time() - began < 5
 
 
