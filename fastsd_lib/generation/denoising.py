@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.conditioning import Conditioning
@@ -42,16 +43,12 @@ class Denoising:
     def step(self) -> int:
         return min(self.ask.step, self.steps - 1)
 
-    def chunks(self) -> int:
-        return self.conditioning.chunks(self.steps, self.after_steps)
-
-    def rows(self, chunks: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def rows(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One picture batch for the U-Net, and each text that it is to be seen with; the negative one first.
 
         Without guidance there is no negative one: half the work.
         """
-        at = self.conditioning.at(self.step, self.steps, self.after_steps, chunks)
-        self._positives, negative = at
+        self._positives, negative = self.conditioning.at(self.step, self.steps, self.after_steps)
         plain = len(self._positives) == 1 and self._positives[0][0] * self.guidance == 1
         texts = [text for _, text in self._positives]
         x = self.ask.x / math.sqrt(1 + self.ask.sigma**2)
@@ -101,24 +98,40 @@ class Denoising:
 def denoise_together(parts: Parts, levels: NoiseLevels, those: Sequence[Denoising]) -> None:
     """One U-Net call for all that wait, of whatever requests, samplers and steps; each then steps on.
 
-    All must be of one size of latents.
+    All must be of one size of latents. None changes another's picture.
     """
     like = next(parts.unet.parameters())
-    chunks = max(one.chunks() for one in those)
     pictures, times, texts, counts = [], [], [], []
     for one in those:
-        x, seen_with = one.rows(chunks)
+        x, seen_with = one.rows()
         pictures += [x] * len(seen_with)
         texts += [text.expand(len(x), *text.shape) for text in seen_with]
         times += [levels.timestep(one.ask.sigma)] * (len(x) * len(seen_with))
         counts.append((len(x), len(seen_with)))
+    context, seen = _of_one_length(texts)
     output = parts.unet(
         torch.cat(pictures).to(like.dtype),
         torch.tensor(times, dtype=torch.float32, device=like.device),
-        torch.cat(texts),
+        context,
+        encoder_attention_mask=seen,
         return_dict=False,
     )[0].float()
     first = 0
-    for one, (batch, seen) in zip(those, counts, strict=True):
-        one.tell(output[first : first + batch * seen].split(batch), levels)
-        first += batch * seen
+    for one, (batch, texts_each) in zip(those, counts, strict=True):
+        one.tell(output[first : first + batch * texts_each].split(batch), levels)
+        first += batch * texts_each
+
+
+def _of_one_length(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(rows, tokens, width), and which tokens (rows, tokens) are each row's own; None: all are.
+
+    The empty chunks that a longer neighbour would need as filling would change a picture: they are not looked at.
+    """
+    longest = max(text.shape[1] for text in texts)
+    if all(text.shape[1] == longest for text in texts):
+        return torch.cat(list(texts)), None
+    filled = [F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts]
+    own = [
+        torch.arange(longest, device=text.device).lt(text.shape[1]).expand(len(text), -1) for text in texts
+    ]
+    return torch.cat(filled), torch.cat(own)
