@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from fastsd_lib.generation.passes import batch
 from fastsd_lib.generation.plan import GUIDANCE_SCALE, Plan, drawing_mode, make_plan
 from fastsd_lib.generation.record import record_of
 from fastsd_lib.generation.request import GenerationRequest
+from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.vae import out_of_memory, release
 from fastsd_lib.models import registry
 
@@ -43,9 +44,10 @@ class Engine:
 
     parts: Parts
     model: ModelFiles
+    texts: EncodingCache = field(default_factory=EncodingCache)  # whoever changes weights sets its `state`
 
     def generate(self, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
-        return draw(self.parts, request, report)
+        return draw(self.parts, request, report, self.texts)
 
 
 def load_engine(
@@ -74,15 +76,20 @@ def load_engine(
     return Engine(load_parts(model, where, chosen, config_from), model)
 
 
-def draw(parts: Parts, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
+def draw(
+    parts: Parts,
+    request: GenerationRequest,
+    report: Report = silent,
+    texts: EncodingCache | None = None,
+) -> list[GeneratedImage]:
     """Draw `request.count` pictures with live modules, which keep their training mode and dtype.
 
     Picture i has the seed `request.seed + i`: its noise comes from the CPU and from that seed alone, so it is
     the same picture in any batch and on any device, up to rounding. `report` hears every step; what it raises
     ends the drawing. When memory does not suffice, fewer are drawn at once, and the record says so.
-    UserError for values that the model cannot follow.
+    `texts`: encodings of earlier prompts, for weights that stay. UserError for values the model cannot follow.
     """
-    plan = make_plan(parts, request)
+    plan = make_plan(parts, request, texts)
     at_once = 1 if plan.alone else max(1, min(BATCH_LATENTS // plan.largest_latents, request.count))
     pictures: list[Image] = []
     while len(pictures) < request.count:

@@ -16,6 +16,7 @@ from fastsd_lib.generation.conditioning import Conditioning, encode
 from fastsd_lib.generation.request import GenerationRequest, Hires
 from fastsd_lib.generation.samplers import SAMPLERS, choose
 from fastsd_lib.generation.sigmas import NoiseLevels, noise_levels
+from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.tiling import seamless
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Plan:
             self.warnings.append(warning)
 
 
-def make_plan(parts: Parts, request: GenerationRequest) -> Plan:
+def make_plan(parts: Parts, request: GenerationRequest, texts: EncodingCache | None = None) -> Plan:
     """Decide everything; nothing is drawn yet. UserError for what the model cannot follow."""
     request.check()
     guidance = request.guidance_scale
@@ -101,12 +102,13 @@ def make_plan(parts: Parts, request: GenerationRequest) -> Plan:
     if canvas is not None:
         width_px, height_px = canvas.picture.size
     hires_px = _hires_size(parts, request.hires, width_px, height_px) if request.hires else None
-    conditioning = encode(parts, request)
+    conditioning = encode(parts, request, cache=texts)
     again = None
     if request.hires:
         hires = request.hires
         prompts = {"prompt": hires.prompt, "negative_prompt": hires.negative_prompt}
-        again = encode(parts, replace(request, **{name: text for name, text in prompts.items() if text}))
+        changed = {name: text for name, text in prompts.items() if text}
+        again = encode(parts, replace(request, **changed), cache=texts)
     warnings = list(dict.fromkeys([*conditioning.warnings, *(again.warnings if again else [])]))
     levels = noise_levels(parts.scheduler_config)
     return Plan(
@@ -117,16 +119,16 @@ def make_plan(parts: Parts, request: GenerationRequest) -> Plan:
 @contextmanager
 def drawing_mode(plan: Plan) -> Iterator[None]:
     """Dropout, checkpointing and gradients off, edges joined if asked; all is as it was afterwards."""
-    modules = plan.parts.unet, plan.parts.vae, plan.parts.text_encoder
-    training = [module.training for module in modules]
+    parts = plan.parts
+    training = [module for module in (parts.unet, parts.vae, parts.text_encoder) if module.training]
     try:
-        for module in modules:
+        for module in training:
             module.eval()
-        with torch.inference_mode(), seamless(plan.request.tiling, plan.parts.unet, plan.parts.vae):
+        with torch.inference_mode(), seamless(plan.request.tiling, parts.unet, parts.vae):
             yield
     finally:
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
+        for module in training:
+            module.train()
 
 
 def _share_of(steps: int, strength: float) -> int:
