@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-import ipaddress
 import os
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +19,16 @@ from fastsd_lib.generation.request import MAX_SEED, GenerationRequest
 
 # Gradio reads this when it is imported, and calls home otherwise.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_RUN_HISTORY"] = "False"
 
 import gradio as gr
+from fastapi import FastAPI
 
+from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.drawing import Progress, Studio, state
 from fastsd_lib.webui.look import CSS, theme
 from fastsd_lib.webui.page import READY, lay_out
-
-
-@dataclass
-class Server:
-    """A running page; `close()` frees the port."""
-
-    url: str
-    _blocks: gr.Blocks
-    _scratch: Path | None  # pictures of this run, when nobody named a folder for them
-
-    def close(self) -> None:
-        self._blocks.close(verbose=False)
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+from fastsd_lib.webui.server import Server, serve_app
 
 
 def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
@@ -88,79 +76,68 @@ def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
 
 
 def start(
-    engine: Engine,
-    host: str = "127.0.0.1",
-    port: int | None = 7860,
-    user: str | None = None,
-    password: str | None = None,
-    pictures_dir: Path | None = None,
+    engine: Engine, door: Door = LOOPBACK, port: int | None = 7860, pictures_dir: Path | None = None
 ) -> Server:
     """Serve the page and return at once. `port` None takes any free one; without `pictures_dir` the pictures
     are gone when the server closes.
 
-    Only this machine can reach it by default; another `host` needs `user` and `password`. Nothing is shared
-    through anybody's relay. UserError when the port is taken.
+    `door` says who gets in; nothing is shared through anybody's relay. UserError when the port is taken.
     """
-    check_door(host, user, password)
     scratch = None if pictures_dir else Path(tempfile.mkdtemp(prefix="fastsd-"))
-    folder = pictures_dir or scratch
-    page = build_app(engine, folder)
     try:
-        _, url, _ = page.queue(max_size=64).launch(
-            server_name=host,
-            server_port=port,
-            auth=(user, password) if user and password else None,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            footer_links=[],
-            allowed_paths=[str(folder)],
-            theme=theme(),
-            css=CSS,
+        return serve_app(
+            page_app(build_app(engine, pictures_dir or scratch), pictures_dir or scratch), door, port, scratch
         )
-    except OSError:
-        raise UserError(f"Port {port} on {host} is taken.", fix="take another one: --port 7861") from None
-    return Server(url, page, scratch)
+    except UserError:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def page_app(page: gr.Blocks, folder: Path) -> FastAPI:
+    """The page as one part of an app; of the disk it serves `folder` and nothing beside it."""
+    app = FastAPI(title="fastsd", docs_url=None, redoc_url=None)
+    return gr.mount_gradio_app(
+        app,
+        page.queue(max_size=64),
+        path="/",
+        server_name="127.0.0.1",
+        allowed_paths=[str(folder)],
+        blocked_paths=[str(place) for place in private_places()],
+        show_error=False,
+        max_file_size="32mb",
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        ssr_mode=False,
+        footer_links=[],
+        theme=theme(),
+        css=CSS,
+    )
+
+
+def private_places() -> list[Path]:
+    """Where programs keep settings and tokens; never served, whatever else is."""
+    home = Path.home()
+    return [home / name for name in (".config", ".cache/huggingface", ".ssh", ".ngrok2", ".kaggle", ".netrc")]
 
 
 def serve(
     model: ModelFiles,
-    host: str = "127.0.0.1",
+    door: Door = LOOPBACK,
     port: int | None = 7860,
-    user: str | None = None,
-    password: str | None = None,
     pictures_dir: Path | None = None,
     device: str = "auto",
 ) -> None:
     """Load the model, serve the page, and stay until Ctrl-C."""
-    check_door(host, user, password)  # before the model takes its seconds
-    server = start(load_engine(model, device), host, port, user, password, pictures_dir)
-    print(f"The web UI is at {server.url}   (Ctrl-C ends it)", flush=True)
+    server = start(load_engine(model, device), door, port, pictures_dir)
+    lines = [f"The web UI is at {server.url}   (Ctrl-C ends it)", *door.announcement()]
+    print("\n".join(lines), flush=True)
     try:
-        server._blocks.block_thread()
+        server.wait()
     finally:
         server.close()
-
-
-def check_door(host: str, user: str | None, password: str | None) -> None:
-    """Who reaches the page uses the machine's GPU and disk: the open network gets in by password only."""
-    if bool(user) != bool(password):
-        raise UserError(
-            "A user needs a password, and a password a user.", fix="give both: --user me --password ..."
-        )
-    if not _is_loopback(host) and not user:
-        raise UserError(
-            f"{host} can be reached from other machines, and the page would have no password.",
-            fix="add --user me --password ..., or stay on --host 127.0.0.1",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _draw(studio: Studio, order: GenerationRequest, session: str, folder: Path) -> Iterator[tuple[Any, ...]]:
