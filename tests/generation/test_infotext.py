@@ -117,6 +117,11 @@ def test_three_pairs_make_a_last_line_the_settings(text, prompt):
     assert read_infotext(text)["Prompt"] == prompt
 
 
+def test_empty_lines_before_the_first_word_are_no_part_of_a_prompt():
+    found = read_infotext("a\n\nb\nNegative prompt:\n\nc\n\nd\nSteps: 1, Sampler: Euler, Seed: 2")
+    assert (found["Prompt"], found["Negative prompt"]) == ("a\n\nb", "c\n\nd")
+
+
 def test_quoted_values_sizes_and_empty_values():
     found = read_infotext(
         'p\nSteps: 1, Lora hashes: "a: 1, \\"b\\": 2", Hires resize: 8x9, Empty: , Bad: "x, Seed: 2'
@@ -253,6 +258,23 @@ def test_a_long_prompt_leaves_the_record_out_of_a_jpeg_and_a_longer_one_is_refus
     assert "PNG" in error.value.fix and not (tmp_path / "y.jpg").exists()
     with pytest.raises(UserError, match=r"x\.txt is no name for a picture"):
         save_picture(a_picture(), tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_half_a_letter_in_a_prompt_costs_no_picture(tmp_path, suffix):
+    path = save_picture(a_picture("a \ud800 cat"), tmp_path / f"x{suffix}")
+    assert read_texts(path)["parameters"].startswith("a ? cat")
+    assert read_record(path)["prompt"] == "a ? cat"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), SyntaxError("x"), struct.error("x"), MemoryError("x")])
+def test_however_a_decoder_fails_it_is_a_sentence(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match="no picture that can be read"):
+        read_texts(SAMPLES["JPEG"])
 
 
 def test_the_speed_of_packing_can_be_chosen():

@@ -74,6 +74,24 @@ def test_comfyuis_loras_clip_skip_linked_values_and_second_pass_are_found():
     assert (found["Denoising strength"], found["Hires steps"]) == ("0.5", "9")
 
 
+def test_comfyuis_loras_stand_in_the_order_in_which_they_are_applied():
+    graph = json.loads(json.dumps(COMFY))
+    for key, name, model in (("10", "one.safetensors", "4"), ("11", "two.safetensors", "10")):
+        graph[key] = {"class_type": "LoraLoaderModelOnly", "inputs": {
+            "lora_name": name, "strength_model": 0.5, "model": [model, 0]}}  # fmt: skip
+    graph["3"]["inputs"]["model"] = ["11", 0]
+    parameters = read_history(a_png(prompt=graph)).parameters
+    assert parameters.startswith("beautiful scenery, 猫 <lora:one:0.5> <lora:two:0.5>\n")
+
+
+def test_comfyuis_values_that_are_no_numbers_are_left_out():
+    graph = json.loads(json.dumps(COMFY))
+    graph["3"]["inputs"] |= {"seed": True, "steps": 1e30, "cfg": "8"}
+    assert read_history(a_png(prompt=graph)).parameters.splitlines()[-1] == (
+        "Sampler: Euler a, Schedule type: Karras, Size: 512x768, Model: v1-5-pruned.safetensors"
+    )
+
+
 def test_comfyuis_custom_samplers_for_flux_are_read():
     graph = {
         "1": {"class_type": "SamplerCustomAdvanced", "inputs": {
@@ -182,7 +200,8 @@ def test_ours_and_a1111s_come_first_and_a_picture_that_says_nothing_is_no_error(
 
 def test_a_graph_of_thousands_of_nodes_ends_quickly():
     graph = {str(n): {"class_type": "X", "inputs": {"a": [str(n + 1), 0]}} for n in range(2500)}
-    for n in range(3000, 5500):
+    graph["2499"]["inputs"]["a"] = ["3000", 0]  # each sampler goes on with another one's picture, far away
+    for n in range(2500, 4900):
         graph[str(n)] = {
             "class_type": "KSampler",
             "inputs": {"steps": 1, "latent_image": ["0", 0], "model": ["0", 0]},

@@ -107,6 +107,9 @@ def test_the_long_example_of_the_manual_changes_where_it_says():
         ("[[a|b]:c:2]", [(1, "a"), (2, "b"), *((step, "c") for step in range(3, 11))]),
         ("[a [b:3] c", [(3, "[a  c"), (10, "[a b c")]),
         ("[a (b] c:3]", [(10, "[a (b] c:3]")]),
+        ("[a (b] c):3]", [(10, "[a (b] c):3]")]),  # what is unbalanced makes text of all around it
+        ("[x [a:b] y:3]", [(10, "[x [a:b] y:3]")]),
+        ("[(a:b:c):3]", [(10, "[(a:b:c):3]")]),
         ("a | b [c:3]", [(3, "a | b "), (10, "a | b c")]),
         ("", [(10, "")]),
     ],

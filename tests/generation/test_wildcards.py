@@ -48,6 +48,8 @@ def test_wildcards_stand_in_wildcards_and_in_braces():
 
 def test_several_different_options_are_joined_as_told():
     assert set(many("{2$$a|b|c}")) == {f"{one}, {other}" for one in "abc" for other in "abc" if one != other}
+    assert set(many("{a [x|b}")) == {"a [x", "b"}  # a bracket that is never closed is a character
+    assert set(many("{2$$+$$ a | b }")) == {"a+b", "b+a"}
     assert set(many("{2$$ and $$a|b}")) == {"a and b", "b and a"}
     assert {len(text.split("+")) for text in many("{1-3$$+$$a|b|c}")} == {1, 2, 3}
     assert {len(text.split(", ")) for text in many("{-2$$a|b|c}") if text} == {1, 2}
