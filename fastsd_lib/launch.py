@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.environment import bootstrap, commands, hosts, install, profiles
+from fastsd_lib.environment import bootstrap, commands, hosts, install, profiles, threads
 
 OWN_COMMANDS = ("install", "doctor", "lab", "demo", "test")
 PROFILE_OF = {
@@ -38,6 +38,7 @@ PROFILE_OF = {
 
 def main(argv: list[str]) -> int:
     """Run one command line; 2 and two lines on stderr for anything a user can cause."""
+    threads.let_waiting_threads_sleep()
     try:
         return _run(argv)
     except UserError as error:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
-from fastsd_lib.environment import bootstrap, hosts, protect, wheelhouse
+from fastsd_lib.environment import bootstrap, hosts, protect, threads, wheelhouse
 from fastsd_lib.environment.bootstrap import Say, Venv
 
 
@@ -26,6 +26,7 @@ def ensure(
     what is missing is added. Elsewhere it is the project's `.venv/` (or `venv`), filled from the locks, or from the
     wheelhouse in the folder `wheels_in`.
     """
+    threads.let_waiting_threads_sleep()
     project = venv or bootstrap.project_venv()
     foreign = venv is None and _is_foreign(project)
     with wheelhouse.opened(wheels_in, profile, project) if wheels_in else nullcontext() as house:
