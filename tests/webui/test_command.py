@@ -1,0 +1,70 @@
+"""`fastsd webui` as it is typed: what it prints, what others on the machine can see of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@contextmanager
+def typed(*words: str, **surroundings: str):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "fastsd_lib", "webui", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **surroundings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait(20)
+        running.stdout.close()
+
+
+def test_an_open_address_gets_a_password_that_is_printed_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with typed("--host", "0.0.0.0", "--port", str(port)) as running:
+        lines = []
+        for line in running.stdout:
+            lines.append(line)
+            if found := re.search(r"User: (\S+)   Password: (\S+)", line):
+                break
+        user, password = found.groups()
+        url = f"http://127.0.0.1:{port}/config"
+        assert httpx.get(url, trust_env=False).status_code == 401
+        assert httpx.get(url, auth=(user, password), trust_env=False).status_code == 200
+        running.terminate()
+        said = "".join(lines) + running.stdout.read()
+    assert said.count(password) == 1 and f"http://127.0.0.1:{port}/" in said
+
+
+def test_no_password_on_an_open_address_is_refused_at_once():
+    with typed("--host", "0.0.0.0", "--no-auth") as running:
+        said = running.stdout.read()
+        assert running.wait(20) == 2
+    assert "--anyone-may-use-this-machine" in said and "Traceback" not in said
+
+
+def test_a_typed_password_is_soon_hidden():
+    with typed("--password", "hunter: 2", "--port", "1") as running:
+        listed = Path(f"/proc/{running.pid}/cmdline")
+        end = time.monotonic() + 30
+        while b"*********" not in listed.read_bytes():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert b"hunter" not in listed.read_bytes() and b"--port" in listed.read_bytes()
