@@ -84,7 +84,11 @@ def dpmpp_2m_sde_heun(x: torch.Tensor, sigmas: list[float], noise: Noise, settin
 
 
 def dpmpp_3m_sde(x: torch.Tensor, sigmas: list[float], noise: Noise, settings: SamplerSettings) -> Steps:
-    """Third order: the last three estimates' parabola in log sigma, integrated as in Lu et al. 2022b, appendix."""
+    """DPM-Solver++(3M) of Lu et al. 2022b with SDE noise, on the last three estimates.
+
+    Their code and every later one weigh the bend of the parabola by half of its exact integral, so that the
+    order is 2 with a small constant. So do we: these are the pictures that go by this name.
+    """
     return (yield from _multistep_sde(x, sigmas, noise, settings, order=3, trapezoid=True))
 
 

@@ -284,6 +284,13 @@ def test_the_second_pass_counts_in_the_progress_and_may_differ_in_everything(eng
     assert (extra["Hires sampler"], extra["Hires resize"]) == ("Euler a", "80x96")
 
 
+def test_an_edited_prompt_goes_on_in_the_second_pass_where_the_first_one_ended(engine):
+    hires = Hires(1.5, strength=0.8, inference_steps=5)
+    edited = drawn(engine, prompt="a [red star:blue cat:0.5]", hires=hires)
+    said = drawn(engine, prompt="a [red star:blue cat:0.5]", hires=replace(hires, prompt="a blue cat"))
+    assert apart(edited, said) <= 1
+
+
 def test_a_variation_runs_from_the_seed_to_the_other_seed(engine):
     def varied(strength):
         return drawn(engine, seed=5, variation_seed=9, variation_strength=strength)

@@ -75,6 +75,31 @@ def test_samplers_draw_what_diffusers_pipeline_draws(engine, witness, name):
     assert difference(ours[0].image, ours[1].image) > 20  # and they are two pictures
 
 
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_models_that_predict_velocity_draw_what_diffusers_draws(engine, witness, kind):
+    import diffusers
+
+    from fastsd_lib.generation.engine import draw
+
+    schedule = {k: v for k, v in engine.parts.scheduler_config.items() if not k.startswith("_")}
+    config = {**schedule, "prediction_type": "v_prediction"}
+    witness.scheduler = getattr(diffusers, kind).from_config(config)
+    name = "ddim" if kind.startswith("DDIM") else "euler"
+    order = replace(ORDER, sampler=name, schedule="ddim", count=1)
+    ours = draw(replace(engine.parts, scheduler_config=config), order)[0]
+    assert difference(ours.image, drawn_by(witness, order)[0]) <= 1
+    assert difference(ours.image, engine.generate(order)[0].image) > 20
+
+
+def test_weights_of_prompts_joined_by_and_add_up(engine):
+    """Two halves of one prompt are that prompt."""
+    whole = engine.generate(replace(ORDER, count=1))[0].image
+    halves = replace(ORDER, count=1, prompt="a photo of a red star :0.5 AND a photo of a red star :0.5")
+    assert difference(engine.generate(halves)[0].image, whole) <= 1
+    switched = engine.generate(replace(ORDER, count=1, prompt="a photo of a [cat:red star:0]"))[0].image
+    assert difference(switched, whole) <= 1
+
+
 @pytest.mark.parametrize("name", ["ddim", "euler_a"])
 def test_a_picture_of_a_batch_is_the_picture_of_its_seed_alone(engine, name):
     batch = engine.generate(replace(ORDER, sampler=name))

@@ -74,7 +74,7 @@ def error(name, steps):
     ],
 )  # fmt: skip
 def test_without_noise_a_rule_reaches_the_exact_solution_with_its_published_order(name, order):
-    """The first steps of 3M and LMS are of lower order: their full order has tests of its own, below."""
+    """The first steps of LMS are of lower order; its weights have a test of their own, below."""
     steps = 96 if name != "dpm_fast" else 98  # 98 = 32 steps of order 3 and one of order 2
     coarse, fine = error(name, steps), error(name, 2 * steps if name != "dpm_fast" else 197)
     assert fine < 0.03
@@ -88,27 +88,25 @@ def test_lms_integrates_cubic_slopes_exactly():
     assert found == pytest.approx((ahead**4 - 1.2**4) / 4 - (ahead**2 - 1.2**2))
 
 
-@pytest.mark.parametrize(("name", "degree"), [("dpmpp_2m_sde_heun", 1), ("dpmpp_3m_sde", 2)])
-@pytest.mark.parametrize("eta", [0.0])
-def test_sde_rules_are_exact_for_estimates_that_are_polynomials_in_log_sigma(name, degree, eta):
-    """x' = D - x over t = -log sigma, with D = t**n, has the solution t - 1 or t**2 - 2t + 2 once begun there."""
+class Silence:
+    """No noise, so that the drift alone is seen."""
 
-    def run(steps):
-        sigmas = [10 * 1e-4 ** ((number / steps) ** 1.2) for number in range(steps + 1)]
-        rule = RULES[name](torch.zeros(1, 1, 1, 1).double(), sigmas, None, SamplerSettings(eta=eta))
-        ask = next(rule)
+    def between(self, sigma, sigma_next):
+        return torch.zeros(1, 1, 1, 1).double()
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde_heun", "dpmpp_3m_sde"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_multistep_sde_rules_are_exact_for_estimates_that_are_linear_in_log_sigma(name, eta):
+    """x' = p (D - x) over t = -log sigma, with p = 1 + eta and D = t, soon is t - 1/p."""
+    sigmas = [10 * 1e-9 ** ((number / 60) ** 1.2) for number in range(61)]
+    rule = RULES[name](torch.zeros(1, 1, 1, 1).double(), sigmas, Silence(), SamplerSettings(eta=eta))
+    ask = next(rule)
+    with pytest.raises(StopIteration) as end:
         while True:
-            estimate = torch.full((1, 1, 1, 1), (-math.log(ask.sigma)) ** degree).double()
-            try:
-                ask = rule.send(Estimate(estimate, estimate))
-            except StopIteration as end:
-                return end.value.item()
-
-    time = -math.log(10 * 1e-4)
-    expected = time - 1 if degree == 1 else time**2 - 2 * time + 2
-    start = math.log(10)
-    begun = -start - 1 if degree == 1 else start**2 + 2 * start + 2
-    assert run(1600) == pytest.approx(expected - begun * 1e-4, abs=2e-5)
+            estimate = torch.full((1, 1, 1, 1), -math.log(ask.sigma)).double()
+            ask = rule.send(Estimate(estimate, estimate))
+    assert end.value.value.item() == pytest.approx(-math.log(sigmas[-1]) - 1 / (1 + eta), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "restart")])

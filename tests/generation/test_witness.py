@@ -28,6 +28,11 @@ PAIRS = {
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {}, 0.0),
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, 0.0),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 1.0),
+    "dpmpp_3m_sde": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 3, "lower_order_final": False},
+        0.0,
+    ),
     "dpm2": ("KDPM2DiscreteScheduler", {}, 0.0),
     "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}, 1.0),
     "unipc": ("UniPCMultistepScheduler", {}, 0.0),
