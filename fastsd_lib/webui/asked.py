@@ -173,12 +173,12 @@ def _wrong_name(asked: Asked, names: Names) -> Answer | None:
 
 
 def _from_elsewhere(asked: Asked, names: Names) -> Answer | None:
-    """Pages of other sites may link to us, and do nothing else."""
+    """Pages of other sites may link to us, and do nothing else; a websocket is no link."""
     elsewhere = Answer.error(403, "Pages of other servers may not use this one.")
     origin, site = asked.header(b"origin"), asked.header(b"sec-fetch-site").lower()
     if asked.count(b"origin") > 1:
         return elsewhere
-    if asked.is_socket or asked.method not in READING:
+    if asked.method not in READING:
         if origin:
             return None if names.is_own_origin(asked, origin) else elsewhere
         return None if site in ("", "same-origin", "none") else elsewhere

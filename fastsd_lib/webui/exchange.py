@@ -50,7 +50,8 @@ class Exchange:
         self._asked, self._limits, self._secrets = asked, limits, secrets
         self._ask, self._tell = receive, send
         self._received, self._whole = 0, False
-        self._begun = self._over = self._late = False  # answer begun, answered by us, ran out of time
+        self._begun = self._sent = False  # the routes' answer
+        self._over = self._late = False  # answered by us, ran out of time
         self._held: tuple[Message, bytearray] | None = None  # an error that is being put into shape
         self._timer: asyncio.TimerHandle | None = None
 
@@ -72,7 +73,7 @@ class Exchange:
             if self._over:
                 return  # it fell over our having answered already
             log.error("%s %s failed", self._asked.method, self._asked.path, exc_info=error)
-            if self._begun:
+            if self._begun and not self._sent:
                 raise ConnectionAbortedError("the answer broke off") from None
             await self._end(Answer.error(500, "The server failed at this; its log says why."))
         finally:
@@ -130,6 +131,7 @@ class Exchange:
         elif message["type"] == "http.response.body" and self._held is not None:
             await self._hold(message)
             return
+        self._sent = self._begun and not message.get("more_body", False) and "body" in message["type"]
         await self._tell(message)
 
     def _needs_shape(self, start: Message) -> bool:
@@ -144,7 +146,7 @@ class Exchange:
             raw += message.get("body", b"")
         if message.get("more_body", False):
             return
-        self._held, self._begun = None, True
+        self._held, self._begun, self._sent = None, True, True
         kind = _header(start, b"content-type")
         unread = bool(_header(start, b"content-encoding")) or len(raw) > KEPT_ERROR_BYTES
         readable = "json" in kind or kind.startswith("text/plain")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import httpx
 import pytest
 import websockets
 from guarded import ASKING, PASSWORD, basic, client, served
 
+from fastsd_lib.webui.asked import Asked, Limits, Names, refusal
 from fastsd_lib.webui.door import Door
 
 
@@ -183,6 +185,15 @@ def test_another_name_is_refused(open_server, host):
     assert reply.status_code == 403 and "not called" in reply.json()["detail"]
 
 
+@pytest.mark.parametrize("twice", [b"host", b"origin"])
+def test_a_name_said_twice_is_refused_whatever_the_server_in_front_lets_through(twice):
+    headers = [(b"host", b"localhost"), (b"origin", b"http://localhost")]
+    scope = {"type": "http", "method": "POST", "path": "/", "scheme": "http", "headers": headers}
+    assert refusal(Asked(scope), Names("127.0.0.1"), Limits()) is None
+    scope["headers"] = [*headers, (twice, b"http://evil.com")]
+    assert refusal(Asked(scope), Names("127.0.0.1"), Limits()).status == 403
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:{port}", "LOCALHOST.", "[::1]:{port}", "127.9.9.9"])
 def test_the_names_of_loopback_are_known(open_server, host):
     reply = client(open_server).get("/seen", headers={"Host": host.format(port=open_server.port)})
@@ -303,6 +314,9 @@ def test_errors_have_the_shape_that_programs_read_without_secrets(asking, caplog
     assert session.get("/nowhere").json()["detail"] == "Not Found"
     with caplog.at_level(logging.ERROR):
         failed = session.get("/fails")
+        end = time.monotonic() + 10
+        while "RuntimeError" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.01)  # the log is written after the answer
     assert failed.status_code == 500
     assert failed.json() == {
         "error": "InternalServerError",
@@ -311,5 +325,6 @@ def test_errors_have_the_shape_that_programs_read_without_secrets(asking, caplog
         "errors": "",
     }
     assert "RuntimeError: the password is ***" in caplog.text and PASSWORD not in caplog.text
+    assert "answer broke off" not in caplog.text  # it was whole
     assert session.get("/traces").json()["detail"] == "Internal Server Error"
     assert PASSWORD not in repr(asking.guard.access) + repr(ASKING)

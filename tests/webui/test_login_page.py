@@ -43,7 +43,8 @@ def test_a_browser_signs_in_draws_and_signs_out(server, tmp_path):
         page.type("wrong")
         page.press("document.querySelector('button')")
         page.wait("document.querySelector('[role=alert]')?.innerText.includes('do not fit')", 20)
-        assert page.js("document.activeElement.id") == "password"  # the name is kept
+        page.wait("document.activeElement?.id === 'password'", 20)
+        assert page.js("document.querySelector('#username').value") == "me"
         page.picture(tmp_path / "wrong.png")
         page.type(PASSWORD)
         page.press("document.querySelector('button')")
