@@ -1,4 +1,4 @@
-"""What it costs when threads that wait spin instead of sleep (environment/threads.py).
+"""What it costs when threads that wait spin for long (environment/threads.py).
 
     python3 -m fastsd_lib benchmark threads [--seconds 6] [--rounds 3]
 
@@ -13,6 +13,8 @@ import os
 import statistics
 import subprocess
 import sys
+
+from fastsd_lib.environment.threads import SPINS
 
 PROGRAM = """
 import sys, time, torch
@@ -32,8 +34,9 @@ print(done / (time.perf_counter() - start))
 """
 CORES = os.cpu_count() or 1
 WAYS = {
-    f"{CORES} threads, waiting ones spin": (CORES, {}),
-    f"{CORES} threads, waiting ones sleep": (CORES, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    f"{CORES} threads, libgomp's own way": (CORES, {}),
+    f"{CORES} threads, spinning briefly": (CORES, {"GOMP_SPINCOUNT": SPINS}),
+    f"{CORES} threads, sleeping at once": (CORES, {"OMP_WAIT_POLICY": "PASSIVE"}),
     "1 thread": (1, {}),
 }
 

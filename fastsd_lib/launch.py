@@ -38,7 +38,7 @@ PROFILE_OF = {
 
 def main(argv: list[str]) -> int:
     """Run one command line; 2 and two lines on stderr for anything a user can cause."""
-    threads.let_waiting_threads_sleep()
+    threads.spin_briefly()
     try:
         return _run(argv)
     except UserError as error:

@@ -26,7 +26,7 @@ def ensure(
     what is missing is added. Elsewhere it is the project's `.venv/` (or `venv`), filled from the locks, or from the
     wheelhouse in the folder `wheels_in`.
     """
-    threads.let_waiting_threads_sleep()
+    threads.spin_briefly()
     project = venv or bootstrap.project_venv()
     foreign = venv is None and _is_foreign(project)
     with wheelhouse.opened(wheels_in, profile, project) if wheels_in else nullcontext() as house:

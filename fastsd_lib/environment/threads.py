@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 
+SPINS = (
+    "1000"  # alone nearly as fast as spinning for ever; beside a busy program far faster (benchmark threads)
+)
 
-def let_waiting_threads_sleep() -> None:
+
+def spin_briefly() -> None:
     """Call it before torch is loaded: later it changes nothing. A setting of the user's own stays.
 
     Threads that finish their share first would spin, and so take a core from the very thread that they wait for
-    whenever another program runs beside: on two cores torch is then far slower with two threads than with one, as
-    `benchmark threads` shows. https://gcc.gnu.org/onlinedocs/libgomp/OMP_005fWAIT_005fPOLICY.html
+    whenever another program runs beside. https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
