@@ -17,8 +17,8 @@ from fastsd_lib.training.stages import TEXT_ENCODER, Stage
 from fastsd_lib.training.training_set import TrainingSet, generator, rows_of_step
 
 PROMPTS_AT_ONCE = 32
-# Guidance subtracts what the model answers to the empty prompt: if that drifts towards the subject, the subject
-# pales in pictures (benchmarks/dreambooth.py). So this share of the class pictures rehearses it.
+# Guidance subtracts what the model answers to the empty prompt, which no photo and no class picture trains: so this
+# share of the class pictures rehearses it, lest it drift towards the subject. Its effect alone was never measured well.
 EMPTY_SHARE = 0.3
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (noisy, timesteps, states)
