@@ -13,6 +13,7 @@ from fastsd_lib.generation.chunks import EmbeddingTable, read_chunks
 from fastsd_lib.generation.prompt_language import Schedule, attention, branches
 from fastsd_lib.generation.prompt_tags import Tag, split_tags, without_comments
 from fastsd_lib.generation.request import GenerationRequest
+from fastsd_lib.generation.seen_text import SeenText
 from fastsd_lib.generation.text_reader import EncodingCache, TextReader
 
 MOST_CHARACTERS = 100_000  # of a prompt; the work grows with it
@@ -56,8 +57,8 @@ class Conditioning:
 
     def at(
         self, step: int, steps: int, after_steps: int | None = None, chunks: int | None = None
-    ) -> tuple[list[tuple[float, torch.Tensor]], torch.Tensor]:
-        """At step 0 ... `steps` - 1: ([(weight, (tokens, width))], negative (tokens, width)), all of one length.
+    ) -> tuple[list[tuple[float, SeenText]], SeenText]:
+        """At step 0 ... `steps` - 1: the positive prompts with their weights, and the negative one, all of one length.
 
         `after_steps`: the steps of the first pass, when this is the second one. `chunks`: at least so many
         chunks, for a forward that is shared with longer prompts.
@@ -65,8 +66,11 @@ class Conditioning:
         positive, negative, own = self._pass(steps, after_steps)
         length = max(own, chunks or 0)
         like = next(self.reader.parts.unet.parameters())
-        encoded = [(one.weight, self.reader.padded(one.at(step), length).to(like)) for one in positive]
-        return encoded, self.reader.padded(negative.at(step), length).to(like)
+
+        def seen(one: _Prompt) -> SeenText:
+            return SeenText(self.reader.padded(one.at(step), length).to(like))
+
+        return [(one.weight, seen(one)) for one in positive], seen(negative)
 
     def _pass(self, steps: int, after_steps: int | None) -> tuple[list[_Prompt], _Prompt, int]:
         key = (steps, after_steps)

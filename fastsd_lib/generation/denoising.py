@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.conditioning import Conditioning
+from fastsd_lib.generation.seen_text import SeenText, join
 from fastsd_lib.generation.sigmas import NoiseLevels
 from fastsd_lib.generation.stepping import Ask, Estimate, Steps
 
@@ -34,7 +34,7 @@ class Denoising:
     told: Callable[[int, int], None] = lambda step, steps: None
     ask: Ask | None = None
     latents: torch.Tensor | None = None
-    _positives: list[tuple[float, torch.Tensor]] = field(default_factory=list)
+    _positives: list[tuple[float, SeenText]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._go(None)
@@ -43,7 +43,7 @@ class Denoising:
     def step(self) -> int:
         return min(self.ask.step, self.steps - 1)
 
-    def rows(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def rows(self) -> tuple[torch.Tensor, list[SeenText]]:
         """One picture batch for the U-Net, and each text that it is to be seen with; the negative one first.
 
         Without guidance there is no negative one: half the work.
@@ -101,37 +101,23 @@ def denoise_together(parts: Parts, levels: NoiseLevels, those: Sequence[Denoisin
     All must be of one size of latents. None changes another's picture.
     """
     like = next(parts.unet.parameters())
-    pictures, times, texts, counts = [], [], [], []
+    pictures: list[torch.Tensor] = []
+    times: list[float] = []
+    texts: list[tuple[SeenText, int]] = []
+    counts: list[tuple[int, int]] = []
     for one in those:
         x, seen_with = one.rows()
         pictures += [x] * len(seen_with)
-        texts += [text.expand(len(x), *text.shape) for text in seen_with]
+        texts += [(text, len(x)) for text in seen_with]
         times += [levels.timestep(one.ask.sigma)] * (len(x) * len(seen_with))
         counts.append((len(x), len(seen_with)))
-    context, seen = _of_one_length(texts)
     output = parts.unet(
         torch.cat(pictures).to(like.dtype),
         torch.tensor(times, dtype=torch.float32, device=like.device),
-        context,
-        encoder_attention_mask=seen,
+        **join(texts),
         return_dict=False,
     )[0].float()
     first = 0
     for one, (batch, texts_each) in zip(those, counts, strict=True):
         one.tell(output[first : first + batch * texts_each].split(batch), levels)
         first += batch * texts_each
-
-
-def _of_one_length(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(rows, tokens, width), and which tokens (rows, tokens) are each row's own; None: all are.
-
-    The empty chunks that a longer neighbour would need as filling would change a picture: they are not looked at.
-    """
-    longest = max(text.shape[1] for text in texts)
-    if all(text.shape[1] == longest for text in texts):
-        return torch.cat(list(texts)), None
-    filled = [F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts]
-    own = [
-        torch.arange(longest, device=text.device).lt(text.shape[1]).expand(len(text), -1) for text in texts
-    ]
-    return torch.cat(filled), torch.cat(own)

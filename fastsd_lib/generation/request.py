@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation.control_request import ControlUnit
 from fastsd_lib.generation.samplers import find_sampler, find_schedule
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class GenerationRequest:
     resize_mode: str = "stretch"  # how it is brought to size: one of RESIZE_MODES
     inpaint: Inpaint | None = None
     hires: Hires | None = None
+    control: tuple[ControlUnit, ...] = ()
 
     def check(self) -> None:
         """UserError for a value no model can follow; sizes are checked against the model by the engine."""

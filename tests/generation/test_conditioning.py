@@ -37,7 +37,7 @@ def ask(prompt: str, negative: str = "", steps: int = 10, **more) -> GenerationR
 
 def only(parts, prompt: str, step: int = 0, clip_skip: int = 1, **more) -> torch.Tensor:
     [(_, hidden)], _ = encode(parts, ask(prompt, clip_skip=clip_skip), **more).at(step, 10)
-    return hidden
+    return hidden.hidden
 
 
 @pytest.mark.parametrize("prompt", PLAIN)
@@ -45,8 +45,8 @@ def test_a_plain_prompt_is_bit_for_bit_what_the_plain_encoder_gives(parts, promp
     said = encode(parts, ask(prompt, "a cat"))
     [(weight, hidden)], negative = said.at(0, 10)
     assert weight == 1
-    assert torch.equal(hidden, encode_prompts(parts, [prompt])[0])
-    assert torch.equal(negative, encode_prompts(parts, ["a cat"])[0])
+    assert torch.equal(hidden.hidden, encode_prompts(parts, [prompt])[0])
+    assert torch.equal(negative.hidden, encode_prompts(parts, ["a cat"])[0])
     assert said.warnings == [] and said.chunks(10) == 1
 
 
@@ -57,7 +57,8 @@ def test_a_plain_prompt_is_what_diffusers_own_pipeline_encodes(parts):
     for prompt in PLAIN:
         positive, negative = pipeline.encode_prompt(prompt, "cpu", 1, True, "a dog")
         [(_, hidden)], without = encode(parts, ask(prompt, "a dog")).at(0, 10)
-        assert torch.equal(hidden, positive[0]) and torch.equal(without, negative[0])
+        assert torch.equal(hidden.hidden, positive[0])
+        assert torch.equal(without.hidden, negative[0])
     encoder = pipeline.text_encoder
     if not hasattr(encoder, "text_model"):  # diffusers looks for a name that newer transformers gave up
         object.__setattr__(encoder, "text_model", encoder)
@@ -129,25 +130,25 @@ def test_editing_alternation_and_the_second_pass_are_followed_by_step(parts):
     texts = ["a red cat", "a red star", "a red cat", "a blue star", "a blue cat"]
     for step, text in enumerate(texts):
         [(_, hidden)], _ = said.at(step, 10)
-        assert torch.equal(hidden, encode_prompts(parts, [text])[0])
+        assert torch.equal(hidden.hidden, encode_prompts(parts, [text])[0])
     late = encode(parts, ask("a [red:blue:1.5] star"))
     for step, text in ((0, "a red star"), (9, "a red star")):
-        assert torch.equal(late.at(step, 10)[0][0][1], encode_prompts(parts, [text])[0])
+        assert torch.equal(late.at(step, 10)[0][0][1].hidden, encode_prompts(parts, [text])[0])
     for step, text in ((3, "a red star"), (4, "a blue star")):
-        assert torch.equal(late.at(step, 8, after_steps=10)[0][0][1], encode_prompts(parts, [text])[0])
+        assert torch.equal(late.at(step, 8, after_steps=10)[0][0][1].hidden, encode_prompts(parts, [text])[0])
     negative = encode(parts, ask("", "[red:blue:0.5]"))
-    assert torch.equal(negative.at(4, 10)[1], encode_prompts(parts, ["red"])[0])
-    assert torch.equal(negative.at(5, 10)[1], encode_prompts(parts, ["blue"])[0])
+    assert torch.equal(negative.at(4, 10)[1].hidden, encode_prompts(parts, ["red"])[0])
+    assert torch.equal(negative.at(5, 10)[1].hidden, encode_prompts(parts, ["blue"])[0])
 
 
 def test_and_gives_each_prompt_with_its_weight_and_is_a_word_in_the_negative_prompt(parts):
     said = encode(parts, ask("a red star :1.2 AND a [cat:dog:2] :-0.5", "a AND b"))
     positive, negative = said.at(0, 10)
     assert [weight for weight, _ in positive] == [1.2, -0.5]
-    assert torch.equal(positive[0][1], encode_prompts(parts, ["a red star"])[0])
-    assert torch.equal(positive[1][1], encode_prompts(parts, ["a cat"])[0])
-    assert torch.equal(said.at(2, 10)[0][1][1], encode_prompts(parts, ["a dog"])[0])
-    assert torch.equal(negative, encode_prompts(parts, ["a AND b"])[0])
+    assert torch.equal(positive[0][1].hidden, encode_prompts(parts, ["a red star"])[0])
+    assert torch.equal(positive[1][1].hidden, encode_prompts(parts, ["a cat"])[0])
+    assert torch.equal(said.at(2, 10)[0][1][1].hidden, encode_prompts(parts, ["a dog"])[0])
+    assert torch.equal(negative.hidden, encode_prompts(parts, ["a AND b"])[0])
 
 
 def test_all_of_one_forward_have_one_length_filled_up_with_the_empty_chunk(parts):
@@ -156,11 +157,14 @@ def test_all_of_one_forward_have_one_length_filled_up_with_the_empty_chunk(parts
     empty = encode_prompts(parts, [""])[0]
     for step in (0, 9):
         positive, negative = said.at(step, 10)
-        assert {hidden.shape for _, hidden in positive} | {negative.shape} == {torch.Size([231, 128])}
-        assert torch.equal(positive[0][1], torch.cat([encode_prompts(parts, ["a cat"])[0], empty, empty]))
-    assert torch.equal(negative, empty.repeat(3, 1))
-    assert said.at(0, 10, chunks=5)[1].shape == (385, 128)
-    assert torch.equal(said.at(0, 10, chunks=5)[1][-77:], empty)
+        shapes = {text.hidden.shape for text in [negative, *(text for _, text in positive)]}
+        assert shapes == {torch.Size([231, 128])}
+        cat = torch.cat([encode_prompts(parts, ["a cat"])[0], empty, empty])
+        assert torch.equal(positive[0][1].hidden, cat)
+    assert torch.equal(negative.hidden, empty.repeat(3, 1))
+    longer = said.at(0, 10, chunks=5)[1].hidden
+    assert longer.shape == (385, 128)
+    assert torch.equal(longer[-77:], empty)
 
 
 def test_it_tells_how_many_tokens_are_read(parts):
@@ -237,7 +241,7 @@ def test_a_learned_word_puts_its_vectors_before_the_first_layer(parts):
     words = {"sks-word": weight[ids].clone()}  # learned to be these very tokens
     done = encode(parts, ask("a sks-word on blue"), embeddings=words)
     [(_, hidden)], _ = done.at(0, 10)
-    assert torch.equal(hidden, encode_prompts(parts, ["a red star on blue"])[0])
+    assert torch.equal(hidden.hidden, encode_prompts(parts, ["a red star on blue"])[0])
     assert done.embeddings_used == ["sks-word"] and done.tokens == 2 + len(ids) + 1 and done.warnings == []
     weighed = only(parts, "a (sks-word:1.5) on blue", embeddings=words)
     assert torch.allclose(weighed, only(parts, "a (red star:1.5) on blue"), atol=1e-6)
@@ -346,5 +350,5 @@ def test_whatever_is_asked_gives_numbers_of_one_shape(parts, prompt):
     for step in range(3):
         positive, negative = done.at(step, 3)
         for _, hidden in positive:
-            assert hidden.shape == negative.shape == (77 * done.chunks(3), 128)
-            assert torch.isfinite(hidden).all()
+            assert hidden.hidden.shape == negative.hidden.shape == (77 * done.chunks(3), 128)
+            assert torch.isfinite(hidden.hidden).all()
