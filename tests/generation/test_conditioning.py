@@ -255,9 +255,8 @@ def test_learned_words_that_do_not_fit_are_named_and_names_that_nobody_learned_a
         "the embedding 'wide' is made for another model: (2, 768), not (count, 128)",
         "the embedding 'long' has 99 vectors, and 75 is the most",
     ]
-    assert torch.equal(
-        done.at(0, 10)[0][0][1], encode_prompts(parts, ["a wide long sks_unknown-embedding"])[0]
-    )
+    said = done.at(0, 10)[0][0][1].hidden
+    assert torch.equal(said, encode_prompts(parts, ["a wide long sks_unknown-embedding"])[0])
 
 
 # --- tags, cache, errors
@@ -267,7 +266,7 @@ def test_tags_are_cut_out_and_those_not_in_force_are_a_warning(parts):
     request = ask("a red <lora:light:0.5>star # a note\n", "cat <lora:dark:1>")
     done = encode(parts, request)
     assert [(tag.kind, tag.name) for tag in done.tags] == [("lora", "light")]
-    assert torch.equal(done.at(0, 10)[0][0][1], encode_prompts(parts, ["a red star"])[0])
+    assert torch.equal(done.at(0, 10)[0][0][1].hidden, encode_prompts(parts, ["a red star"])[0])
     assert done.warnings == [
         "<lora:light:0.5> is not in force here",
         "<lora:dark:1> has no effect in the negative prompt",
