@@ -26,6 +26,8 @@ from fastsd_lib.models import registry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastsd_lib.generation.resources import Library
+
 __all__ = ["GUIDANCE_SCALE", "Engine", "GeneratedImage", "draw", "load_engine"]
 
 BATCH_LATENTS = 4 * 64 * 64  # four pictures of 512 px at once, or 64 of 64 px
@@ -45,9 +47,10 @@ class Engine:
     parts: Parts
     model: ModelFiles
     texts: EncodingCache = field(default_factory=EncodingCache)  # whoever changes weights sets its `state`
+    library: Library | None = None  # where names in prompts are looked up
 
     def generate(self, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
-        return draw(self.parts, request, report, self.texts)
+        return draw(self.parts, request, report, self.texts, self.library)
 
 
 def load_engine(
@@ -81,15 +84,17 @@ def draw(
     request: GenerationRequest,
     report: Report = silent,
     texts: EncodingCache | None = None,
+    library: Library | None = None,
 ) -> list[GeneratedImage]:
     """Draw `request.count` pictures with live modules, which keep their training mode and dtype.
 
     Picture i has the seed `request.seed + i`: its noise comes from the CPU and from that seed alone, so it is
     the same picture in any batch and on any device, up to rounding. `report` hears every step; what it raises
     ends the drawing. When memory does not suffice, fewer are drawn at once, and the record says so.
-    `texts`: encodings of earlier prompts, for weights that stay. UserError for values the model cannot follow.
+    `texts`: encodings of earlier prompts, for weights that stay. `library`: the LoRA files, learned words and
+    ControlNets that the request may name. UserError for values the model cannot follow.
     """
-    plan = make_plan(parts, request, texts)
+    plan = make_plan(parts, request, texts, library)
     at_once = 1 if plan.alone else max(1, min(BATCH_LATENTS // plan.largest_latents, request.count))
     pictures: list[Image] = []
     while len(pictures) < request.count:

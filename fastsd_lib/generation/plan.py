@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.canvas import Canvas, make_canvas
 from fastsd_lib.generation.conditioning import Conditioning, encode
+from fastsd_lib.generation.networks import Networks
 from fastsd_lib.generation.request import GenerationRequest, Hires
 from fastsd_lib.generation.samplers import SAMPLERS, choose
 from fastsd_lib.generation.sigmas import NoiseLevels, noise_levels
@@ -20,7 +21,7 @@ from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.tiling import seamless
 
 if TYPE_CHECKING:
-    pass
+    from fastsd_lib.generation.resources import Library
 
 GUIDANCE_SCALE = 7.5  # of models that do not say their own
 
@@ -40,6 +41,12 @@ class Plan:
     conditioning: Conditioning
     hires_conditioning: Conditioning | None
     warnings: list[str] = field(default_factory=list)
+    networks: Networks = field(default_factory=Networks)
+
+    @property
+    def company(self) -> Hashable:
+        """Plans of the same company may share a U-Net call, where their latents are of one size."""
+        return id(self.parts), self.networks.key, self.request.tiling
 
     @property
     def seeds(self) -> list[int]:
@@ -89,9 +96,15 @@ class Plan:
             self.warnings.append(warning)
 
 
-def make_plan(parts: Parts, request: GenerationRequest, texts: EncodingCache | None = None) -> Plan:
+def make_plan(
+    parts: Parts,
+    request: GenerationRequest,
+    texts: EncodingCache | None = None,
+    library: Library | None = None,
+) -> Plan:
     """Decide everything; nothing is drawn yet. UserError for what the model cannot follow."""
     request.check()
+    networks = library.networks.choose(request, parts) if library else Networks()
     guidance = request.guidance_scale
     if guidance is None:
         guidance = float(parts.defaults.get("guidance_scale", GUIDANCE_SCALE))
@@ -102,24 +115,41 @@ def make_plan(parts: Parts, request: GenerationRequest, texts: EncodingCache | N
     if canvas is not None:
         width_px, height_px = canvas.picture.size
     hires_px = _hires_size(parts, request.hires, width_px, height_px) if request.hires else None
-    conditioning = encode(parts, request, cache=texts)
+    known = {"cache": texts, "embeddings": networks.embeddings, "loaded": networks.tags}
+    conditioning = encode(parts, request, **known)
     again = None
     if request.hires:
         hires = request.hires
         prompts = {"prompt": hires.prompt, "negative_prompt": hires.negative_prompt}
         changed = {name: text for name, text in prompts.items() if text}
-        again = encode(parts, replace(request, **changed), cache=texts)
-    warnings = list(dict.fromkeys([*conditioning.warnings, *(again.warnings if again else [])]))
+        again = encode(parts, replace(request, **changed), **known)
+    more = [*networks.warnings, *conditioning.warnings, *(again.warnings if again else [])]
+    warnings = list(dict.fromkeys(more))
     levels = noise_levels(parts.scheduler_config)
     return Plan(
-        parts, request, levels, guidance, width_px, height_px, hires_px, canvas, conditioning, again, warnings
+        parts,
+        request,
+        levels,
+        guidance,
+        width_px,
+        height_px,
+        hires_px,
+        canvas,
+        conditioning,
+        again,
+        warnings,
+        networks,
     )
 
 
 @contextmanager
 def drawing_mode(plan: Plan) -> Iterator[None]:
-    """Dropout, checkpointing and gradients off, edges joined if asked; all is as it was afterwards."""
+    """Dropout, checkpointing and gradients off, edges joined if asked; all is as it was afterwards.
+
+    Networks alone stay in force: they are exchanged when the next plan wants others.
+    """
     parts = plan.parts
+    plan.networks.put_in_force(parts, plan.conditioning.reader.cache)
     training = [module for module in (parts.unet, parts.vae, parts.text_encoder) if module.training]
     try:
         for module in training:

@@ -125,6 +125,7 @@ class GenerationRequest:
     inpaint: Inpaint | None = None
     hires: Hires | None = None
     control: tuple[ControlUnit, ...] = ()
+    networks_off: bool = False  # <lora:...> is cut from the prompt and does nothing
 
     def check(self) -> None:
         """UserError for a value no model can follow; sizes are checked against the model by the engine."""
