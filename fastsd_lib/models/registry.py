@@ -16,6 +16,7 @@ from fastsd_lib.models.identify import identify, unet_width
 EMBEDDED = "embedded"
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
+EXTRAS_FOLDER = Path(__file__).with_name("embedded_extras")  # LoRA, embeddings, ControlNet for the embedded model
 TRAIN_EMBEDDED = "python3 -m benchmarks.tiny_model.train"
 
 
