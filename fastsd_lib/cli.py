@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsd_lib.cli_draw import add_generate
 from fastsd_lib.cli_session import add_session
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (
         add_session,
         _add_train,
-        _add_generate,
+        add_generate,
         _add_identify,
         _add_convert,
         _add_models,
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.run(options, rest)
 
 
-# ------------------------------------------------------------------ train and generate
+# ------------------------------------------------------------------ train
 
 
 def _add_train(known: Any) -> None:
@@ -141,103 +142,6 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         {"finished": True, "model": str(made.path), "grid": str(grid), "checkpoint": str(checkpoint.path)},
         lines,
     )
-    return 0
-
-
-def _add_generate(known: Any) -> None:
-    parser = command(known, "generate", _generate, "text to image")
-    parser.add_argument("prompt")
-    parser.add_argument(
-        "--model",
-        default="embedded",
-        metavar="M",
-        help="embedded, a folder, a single file or a Hugging Face id",
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="DIR")
-    parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--inference-steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--count", type=int, default=1)
-    parser.add_argument("--width-px", type=int, default=None)
-    parser.add_argument("--height-px", type=int, default=None)
-    parser.add_argument(
-        "--sampler", default="ddim", metavar="NAME", help='such as "Euler a" or "DPM++ 2M Karras"'
-    )
-    parser.add_argument("--schedule", default="automatic", metavar="NAME", help="spacing of the noise levels")
-    parser.add_argument("--eta", type=float, help="share of fresh noise per step")
-    parser.add_argument("--clip-skip", type=int, default=1)
-    parser.add_argument("--tiling", action="store_true", help="opposite edges fit together")
-    parser.add_argument("--variation-seed", "--subseed", type=int, default=0, help="mixed into the seed")
-    parser.add_argument("--variation-strength", "--subseed-strength", type=float, default=0.0)
-    parser.add_argument("--init", type=Path, metavar="FILE", help="draw over this picture")
-    parser.add_argument("--strength", type=float, default=0.75, help="how much of it anew: 0 none, 1 all")
-    parser.add_argument("--resize-mode", default="stretch", help="stretch, crop, fill, latent")
-    parser.add_argument("--mask", type=Path, metavar="FILE", help="white: what of --init is drawn anew")
-    parser.add_argument("--mask-invert", action="store_true", help="black instead")
-    parser.add_argument("--mask-blur-px", type=int, default=4)
-    parser.add_argument(
-        "--mask-fill", default="original", help="fill, original, latent_noise, latent_nothing"
-    )
-    parser.add_argument(
-        "--only-masked", action="store_true", help="draw the mask's surroundings at full size"
-    )
-    parser.add_argument("--mask-padding-px", type=int, default=32)
-    parser.add_argument("--hires-scale", type=float, metavar="X", help="a second pass, X times as large")
-    parser.add_argument("--hires-strength", type=float, default=0.7)
-    parser.add_argument("--hires-upscaler", default="latent")
-
-
-def _generate(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.generation.files import generate_to_folder
-    from fastsd_lib.generation.request import GenerationRequest, Hires, Inpaint
-    from fastsd_lib.workflows import dreambooth
-
-    init = inpaint = None
-    if options.init or options.mask:
-        from fastsd_lib.images.load import PhotoLimits, read_photo
-
-        limits = PhotoLimits(min_side_px=1, max_aspect=64)
-        init = read_photo(options.init, limits=limits).image if options.init else None
-        if options.mask:
-            inpaint = Inpaint(
-                read_photo(options.mask, (0, 0, 0), limits).image,
-                options.mask_invert,
-                options.mask_blur_px,
-                options.mask_fill,
-                options.only_masked,
-                options.mask_padding_px,
-            )
-    scale = options.hires_scale
-    request = GenerationRequest(
-        options.prompt,
-        options.negative_prompt,
-        options.inference_steps,
-        options.guidance_scale,
-        options.seed,
-        options.count,
-        options.width_px,
-        options.height_px,
-        options.sampler,
-        options.schedule,
-        options.eta,
-        clip_skip=options.clip_skip,
-        tiling=options.tiling,
-        variation_seed=options.variation_seed,
-        variation_strength=options.variation_strength,
-        init=init,
-        strength=options.strength,
-        resize_mode=options.resize_mode,
-        inpaint=inpaint,
-        hires=Hires(scale, upscaler=options.hires_upscaler, strength=options.hires_strength)
-        if scale
-        else None,
-    )
-    request.check()
-    written = generate_to_folder(
-        dreambooth.base_model(options.model), request, options.out, console_progress(options)
-    )
-    show(options, [str(path) for path in written], [str(path) for path in written])
     return 0
 
 

@@ -1,38 +1,52 @@
-"""Pictures as files: what `fastsd generate` does."""
+"""Pictures as files: what `fastsd generate` leaves in its folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.generation.request import GenerationRequest
 
+if TYPE_CHECKING:
+    from fastsd_lib.generation.engine import Engine
 
-def generate_to_folder(
-    model: ModelFiles,
-    request: GenerationRequest,
+
+def draw_to_folder(
+    engine: Engine,
+    requests: Iterable[GenerationRequest],
     out_dir: Path,
+    ending: str = ".png",
     report: Report = silent,
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
-    config_from: Path | None = None,
-) -> list[Path]:
-    """Draw and save; returns the new PNGs, each with its full record inside. Nothing is ever overwritten."""
-    request.check()  # before torch takes its seconds
-    from fastsd_lib.generation.engine import load_engine
+) -> Iterator[Path]:
+    """Draw and save, request by request; yields each new file, with its full record inside. Nothing is overwritten.
+
+    `ending`: .png, .jpg, .webp or .avif. Raises UserError for what cannot be drawn; what was drawn before stays.
+    """
     from fastsd_lib.generation.infotext import save_picture
 
-    engine = load_engine(model, device, dtype, threads, config_from)
-    pictures = engine.generate(request, report)
-    first = _next_number(out_dir)
-    return [
-        save_picture(picture, out_dir / f"{first + number:05d}-seed{picture.seed}.png")
-        for number, picture in enumerate(pictures)
-    ]
+    number = _last_number(out_dir)
+    for request in requests:
+        for picture in engine.generate(request, report):
+            number += 1
+            yield save_picture(picture, out_dir / f"{number:05d}-seed{picture.seed}{ending}")
 
 
-def _next_number(folder: Path) -> int:
-    numbers = [int(path.name[:5]) for path in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*.png")]
-    return max(numbers, default=0) + 1
+def save_grid(files: Sequence[Path], columns: int | None = None) -> Path:
+    """All pictures on one page, as grid-NNNNN.png beside the last one."""
+    from PIL import Image
+
+    from fastsd_lib.images.grid import contact_sheet
+
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    sheet = contact_sheet(pictures, columns=columns, cell_px=max(160, min(max(pictures[0].size), 512)))
+    path = files[-1].with_name(f"grid-{files[-1].name[:5]}.png")
+    with atomic_path(path) as scratch:
+        sheet.save(scratch)
+    return path
+
+
+def _last_number(folder: Path) -> int:
+    return max((int(path.name[:5]) for path in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")), default=0)

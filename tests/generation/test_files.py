@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.files import generate_to_folder
+from fastsd_lib.generation.engine import load_engine
+from fastsd_lib.generation.files import draw_to_folder, save_grid
 from fastsd_lib.generation.infotext import infotext, read_record
 from fastsd_lib.generation.request import GenerationRequest
 
@@ -16,8 +17,9 @@ ORDER = GenerationRequest("a photo of a red star", "cat", inference_steps=2, see
 
 
 def test_pictures_are_numbered_on_and_carry_their_record(tiny_pipeline, tmp_path):
-    first = generate_to_folder(tiny_pipeline, ORDER, tmp_path, device="cpu")
-    second = generate_to_folder(tiny_pipeline, replace(ORDER, count=1), tmp_path, device="cpu")
+    engine = load_engine(tiny_pipeline, device="cpu")
+    first = list(draw_to_folder(engine, [ORDER], tmp_path))
+    second = list(draw_to_folder(engine, [replace(ORDER, count=1)], tmp_path))
     assert [path.name for path in first + second] == ["00001-seed7.png", "00002-seed8.png", "00003-seed7.png"]
     assert sorted(tmp_path.iterdir()) == first + second
     record = read_record(first[1])
@@ -44,7 +46,14 @@ def test_a_picture_from_elsewhere_has_no_record(tmp_path):
     assert read_record(tmp_path / "x.png") is None
 
 
-def test_a_wrong_order_is_refused_before_the_model_is_touched(tmp_path):
+def test_pictures_drawn_before_a_wrong_order_stay_and_a_grid_shows_all(tiny_pipeline, tmp_path):
+    engine = load_engine(tiny_pipeline, device="cpu")
+    drawing = draw_to_folder(engine, [ORDER, replace(ORDER, inference_steps=0)], tmp_path, ".jpg")
+    written = [next(drawing), next(drawing)]
     with pytest.raises(UserError, match="inference_steps is 0"):
-        generate_to_folder(None, replace(ORDER, inference_steps=0), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        next(drawing)
+    assert [path.name for path in written] == ["00001-seed7.jpg", "00002-seed8.jpg"]
+    grid = save_grid(written, columns=2)
+    assert grid == tmp_path / "grid-00002.png"
+    with Image.open(grid) as page:
+        assert page.width > 2 * 160 and page.height < page.width

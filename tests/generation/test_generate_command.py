@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from fastsd_lib.cli import main
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.infotext import read_record
+from fastsd_lib.workflows.drawing import with_subject
 
 
 @pytest.fixture
@@ -79,3 +80,55 @@ def test_what_cannot_be_is_one_line_before_any_model_is_loaded(words, said, tmp_
     with pytest.raises(UserError, match=said):
         main(["generate", "x", "--out", str(tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()
+
+
+def test_each_line_of_a_file_is_a_prompt_and_a_grid_shows_them(tiny_pipeline, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("# two\na red star\n\na blue cat\n", "utf-8")
+    words = ["--from-file", str(tmp_path / "prompts.txt"), "--model", str(tiny_pipeline.path), "--steps", "1"]
+    assert main(["generate", *words, "--out", str(tmp_path / "out"), "--grid", "--seed", "5"]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["00001-seed5.png", "00002-seed5.png", "grid-00002.png"]
+    prompts = [read_record(tmp_path / "out" / name)["prompt"] for name in names[:2]]
+    assert prompts == ["a red star", "a blue cat"]
+
+
+def test_a_seed_of_minus_one_is_any_and_said(generate):
+    first, second = generate("--seed", "-1"), generate("--seed", "-1")
+    seeds = [read_record(Path(picture.filename))["seed"] for picture in (first, second)]
+    assert seeds[0] != seeds[1] and min(seeds) >= 0
+    assert f"seed{seeds[0]}.png" in first.filename
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "fix"),
+    [
+        ([], "Neither a prompt nor --from-file", 'generate "a photo of a cat"'),
+        (["x", "--from-file", "f.txt"], "Both a prompt and --from-file", "generate"),
+        (["--from-file", "none.txt"], "none.txt: No such file", "one prompt per line"),
+        (["x", "--session", "s", "--model", "m"], "contradict each other", "give one of the two"),
+        (["x", "--control-weight", "1"], "--control-weight is given 1 times for 0 --control", "once for all"),
+        (["x", "--format", "gif"], "there is no 'gif' here", "png, jpg, webp"),
+        (["x", "--library", "/nowhere"], "There is no folder /nowhere", "models/Lora"),
+        (["x", "--session", "nobody", "--root", "."], "nobody", ""),
+    ],
+)
+def test_a_slip_in_the_command_is_one_line_with_the_way_out(words, said, fix, tmp_path):
+    words = [str(tmp_path) if word == "." else word for word in words]
+    with pytest.raises(UserError) as caught:
+        main(["generate", *words, "--out", str(tmp_path / "out")])
+    assert said in caught.value.message and fix in caught.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "drawn"),
+    [
+        ("{subject} on the moon", "sks cat on the moon"),
+        ("a photo of sks cat, smiling", "a photo of sks cat, smiling"),
+        ("riding a bike", "sks cat, riding a bike"),
+        ("", "sks cat"),
+    ],
+)
+def test_the_words_of_a_session_are_put_into_its_prompts(prompt, drawn):
+    assert with_subject(prompt, "a photo of sks cat") == drawn
+    assert with_subject("{subject}", "sks") == "sks"
