@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from fastsd_lib.generation.control_nets import ControlLibrary
 from fastsd_lib.generation.library import LibraryFolders
 from fastsd_lib.generation.networks import NetworkLibrary
 
@@ -15,8 +15,8 @@ class Library:
 
     folders: LibraryFolders
     networks: NetworkLibrary
-    controlnets: Any = None  # a ControlLibrary
+    controlnets: ControlLibrary
 
     @classmethod
     def of(cls, folders: LibraryFolders) -> Library:
-        return cls(folders, NetworkLibrary(folders))
+        return cls(folders, NetworkLibrary(folders), ControlLibrary(folders))
