@@ -14,11 +14,12 @@ from fastsd_lib.generation.canvas import latent_mask, without_masked
 from fastsd_lib.generation.denoising import Denoising
 from fastsd_lib.generation.noise import PictureNoise, Variation
 from fastsd_lib.generation.plan import Plan
-from fastsd_lib.generation.request import LATENT_UPSCALERS, GenerationRequest
+from fastsd_lib.generation.request import LATENT_UPSCALERS, UPSCALER_LABELS, GenerationRequest
 from fastsd_lib.generation.rules import RULES
 from fastsd_lib.generation.samplers import SAMPLERS, choose
 from fastsd_lib.generation.sigmas import sigmas_for
 from fastsd_lib.generation.stepping import Rule, SamplerSettings
+from fastsd_lib.generation.upscale import BUILT_IN, upscale
 from fastsd_lib.generation.vae import decode
 from fastsd_lib.generation.vae import encode as encode_pictures
 
@@ -192,15 +193,14 @@ def _inpainting_extra(
 
 def _enlarged(plan: Plan, latents: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h, w) at the size of the second pass."""
-    from PIL import Image
-
     upscaler = plan.request.hires.upscaler
     if upscaler in LATENT_UPSCALERS:
         mode, antialias = LATENT_UPSCALERS[upscaler]
         return F.interpolate(latents, plan.latent_size(plan.hires_px), mode=mode, antialias=antialias)
-    how = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[upscaler]
+    way = plan.upscaler or BUILT_IN[UPSCALER_LABELS[upscaler]]
     pictures = decode(plan.parts, latents, plan.note)
-    return encode_pictures(plan.parts, [one.resize(plan.hires_px, how) for one in pictures], plan.note)
+    larger = [upscale(one, way, plan.hires_px, latents.device) for one in pictures]
+    return encode_pictures(plan.parts, larger, plan.note)
 
 
 def _numbers(plan: Plan, denoising: Denoising) -> torch.Tensor:

@@ -14,11 +14,13 @@ from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.canvas import Canvas, make_canvas
 from fastsd_lib.generation.conditioning import Conditioning, encode
 from fastsd_lib.generation.networks import Networks
-from fastsd_lib.generation.request import GenerationRequest, Hires
+from fastsd_lib.generation.request import UPSCALER_LABELS, GenerationRequest, Hires
 from fastsd_lib.generation.samplers import SAMPLERS, choose
 from fastsd_lib.generation.sigmas import NoiseLevels, noise_levels
 from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.tiling import seamless
+from fastsd_lib.generation.upscale import Upscaler, hires_network
+from fastsd_lib.generation.upscale_nets import load_net
 
 if TYPE_CHECKING:
     from fastsd_lib.generation.resources import Library
@@ -42,6 +44,7 @@ class Plan:
     hires_conditioning: Conditioning | None
     warnings: list[str] = field(default_factory=list)
     networks: Networks = field(default_factory=Networks)
+    upscaler: Upscaler | None = None  # the second pass's, when it is a network
 
     @property
     def company(self) -> Hashable:
@@ -115,6 +118,7 @@ def make_plan(
     if canvas is not None:
         width_px, height_px = canvas.picture.size
     hires_px = _hires_size(parts, request.hires, width_px, height_px) if request.hires else None
+    upscaler = _upscaler(parts, request.hires, library) if request.hires else None
     known = {"cache": texts, "embeddings": networks.embeddings, "loaded": networks.tags}
     conditioning = encode(parts, request, **known)
     again = None
@@ -139,6 +143,7 @@ def make_plan(
         again,
         warnings,
         networks,
+        upscaler,
     )
 
 
@@ -178,6 +183,15 @@ def _hires_size(parts: Parts, hires: Hires, width_px: int, height_px: int) -> tu
         max(round(first * scale / parts.vae_factor), 1) * parts.vae_factor for first in (width_px, height_px)
     ]
     return wanted[0] or whole[0], wanted[1] or whole[1]
+
+
+def _upscaler(parts: Parts, hires: Hires, library: Library | None) -> Upscaler | None:
+    """A network of the library, read at once so that a wrong file is known before anything is drawn."""
+    if hires.upscaler in UPSCALER_LABELS:
+        return None
+    found = hires_network(hires.upscaler, library.folders.upscalers if library else ())
+    load_net(found.path, next(parts.unet.parameters()).device)
+    return found
 
 
 def _fitting(parts: Parts, name: str, size: int | None) -> None:

@@ -83,7 +83,7 @@ def _of_hires(request: GenerationRequest) -> dict[str, Any]:
     else:
         found["Hires upscale"] = hires.scale
     found |= {"Hires steps": hires.inference_steps} if hires.inference_steps else {}
-    return found | {"Hires upscaler": UPSCALER_LABELS[hires.upscaler]}
+    return found | {"Hires upscaler": UPSCALER_LABELS.get(hires.upscaler, hires.upscaler)}
 
 
 def _of_sampler(request: GenerationRequest) -> dict[str, Any]:

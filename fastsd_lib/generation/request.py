@@ -25,7 +25,7 @@ LATENT_UPSCALERS = {
     "latent_nearest": ("nearest", False),
     "latent_nearest_exact": ("nearest-exact", False),
 }
-# All of them -> what A1111 and picture metadata call them.
+# All that are built in -> what A1111 and picture metadata call them.
 UPSCALER_LABELS = {
     "latent": "Latent",
     "latent_antialiased": "Latent (antialiased)",
@@ -65,7 +65,7 @@ class Hires:
     scale: float = 2.0
     width_px: int | None = None  # an exact size instead; one side alone keeps the picture's shape
     height_px: int | None = None
-    upscaler: str = "latent"  # one of UPSCALER_LABELS
+    upscaler: str = "latent"  # one of UPSCALER_LABELS, or a network of the library by its name
     strength: float = 0.7
     inference_steps: int = 0  # 0 = as many as the first pass
     sampler: str = ""
@@ -81,10 +81,6 @@ class Hires:
         for name, size_px in (("width_px", self.width_px), ("height_px", self.height_px)):
             if size_px is not None:
                 _within(f"hires.{name}", size_px, 1, 16384, "leave it out to scale")
-        if self.upscaler not in UPSCALER_LABELS:
-            raise UserError(
-                f"hires.upscaler is {self.upscaler!r}.", fix=f"take one of: {', '.join(UPSCALER_LABELS)}."
-            )
         if self.sampler:
             find_sampler(self.sampler)
         if self.schedule:

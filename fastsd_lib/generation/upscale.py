@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.library import find_files
+from fastsd_lib.generation.request import UPSCALER_LABELS
 from fastsd_lib.generation.upscale_nets import ENDINGS, Net, load_net
 from fastsd_lib.generation.vae import out_of_memory, release
 
@@ -56,13 +57,29 @@ def upscalers(folders: Iterable[Path]) -> dict[str, Upscaler]:
 def find_upscaler(name: str | None, folders: Iterable[Path]) -> Upscaler:
     """By name in any case, with or without the file's ending; None and "" are "None". UserError for another one."""
     known = upscalers(folders)
-    wanted = (name or "None").casefold()
-    for upscaler in known.values():
+    found = _called(known.values(), name or "None")
+    if found is None:
+        near = difflib.get_close_matches(name or "", known, n=3, cutoff=0.5) or list(known)[:20]
+        raise UserError(f"There is no upscaler {name!r}.", fix=f"take one of: {', '.join(near)}.")
+    return found
+
+
+def hires_network(name: str, folders: Iterable[Path]) -> Upscaler:
+    """The network of this name, for a second pass. UserError for a name that is neither one nor built in there."""
+    networks = [one for one in upscalers(folders).values() if one.path]
+    found = _called(networks, name)
+    if found is None:
+        known = ", ".join([*UPSCALER_LABELS, *(one.name for one in networks)])
+        raise UserError(f"hires.upscaler is {name!r}.", fix=f"take one of: {known}.")
+    return found
+
+
+def _called(known: Iterable[Upscaler], name: str) -> Upscaler | None:
+    for upscaler in known:
         names = {upscaler.name.casefold(), upscaler.path.name.casefold() if upscaler.path else ""}
-        if wanted in names:
+        if name.casefold() in names:
             return upscaler
-    near = difflib.get_close_matches(name or "", known, n=3, cutoff=0.5) or list(known)[:20]
-    raise UserError(f"There is no upscaler {name!r}.", fix=f"take one of: {', '.join(near)}.")
+    return None
 
 
 def upscale(

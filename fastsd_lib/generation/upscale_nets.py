@@ -119,16 +119,20 @@ Net = RRDBNet | CompactNet
 def load_net(path: Path, device: torch.device | str = "cpu") -> Net:
     """The network of a file, in float32. Nothing in a file is executed.
 
-    Keeps the two last ones, by path, size and time. UserError for a file that is damaged or is another network.
+    Keeps the last ones, by path, size and time. UserError for a file that is damaged or is another network.
     """
     with plain_disk_errors(f"read {path.name}"):
         stat = path.stat()
         return _load(path, str(device), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _load(path: Path, device: str, size_bytes: int, changed_ns: int) -> Net:
-    weights = _read(path)
+    with torch.inference_mode(False):  # whoever asks: what is kept is for everybody
+        return _made(path, _read(path)).to(device).eval().requires_grad_(False)
+
+
+def _made(path: Path, weights: Mapping[str, torch.Tensor]) -> Net:
     try:
         net = _compact(weights) if "body.0.weight" in weights else _rrdb(weights)
         net.load_state_dict({name: tensor.float() for name, tensor in named_alike(weights).items()})
@@ -139,7 +143,7 @@ def _load(path: Path, device: str, size_bytes: int, changed_ns: int) -> Net:
         ) from None
     if not all(torch.isfinite(tensor).all() for tensor in net.state_dict().values()):
         raise UserError(f"{path.name} holds values that are no numbers.", fix="download it again.")
-    return net.to(device).eval().requires_grad_(False)
+    return net
 
 
 def named_alike(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation.engine import load_engine
+from fastsd_lib.generation.library import LibraryFolders
+from fastsd_lib.generation.request import GenerationRequest, Hires
+from fastsd_lib.generation.resources import Library
 from fastsd_lib.generation.upscale import BUILT_IN, blended, enlarge, find_upscaler, upscale, upscalers
 from fastsd_lib.generation.upscale_nets import CompactNet, RRDBNet, load_net, named_alike
+from fastsd_lib.generation.vae import decode, encode
 
 
 def picture(width: int = 40, height: int = 28, seed: int = 0) -> Image.Image:
@@ -271,3 +277,34 @@ def test_a_file_that_changes_is_read_again(folder):
     assert load_net(path).scale == 2 and load_net(path) is load_net(path)
     save_file(compact(3).state_dict(), path)
     assert load_net(path).scale == 3
+
+
+# ------------------------------------------------------------------ as the way to a second pass
+
+
+def test_a_second_pass_is_enlarged_by_a_network_of_the_library(folder, tiny_pipeline):
+    engine = load_engine(tiny_pipeline, device="cpu")
+    engine.library = Library.of(LibraryFolders(upscalers=(folder,)))
+    request = GenerationRequest("a red star", inference_steps=2, guidance_scale=1)
+    (small,) = engine.generate(request)
+    kept = Hires(
+        upscaler="twice", strength=0
+    )  # nothing drawn over: the larger picture itself, through the VAE
+    (large,) = engine.generate(replace(request, hires=kept))
+    assert large.image.size == (128, 128)
+    expected = [upscale(small.image, find_upscaler("Twice", [folder]), (128, 128))]
+    latents = encode(engine.parts, expected, lambda warning: None)
+    assert large.image.tobytes() == decode(engine.parts, latents, lambda warning: None)[0].tobytes()
+    assert large.record["extra_parameters"]["Hires upscaler"] == "twice"
+
+
+def test_a_second_pass_refuses_a_name_that_is_not_there_and_a_file_that_is_no_network(folder, tiny_pipeline):
+    engine = load_engine(tiny_pipeline, device="cpu")
+    engine.library = Library.of(LibraryFolders(upscalers=(folder,)))
+    save_file({"x": torch.zeros(1)}, folder / "Lora.safetensors")
+    request = GenerationRequest("a red star", inference_steps=2)
+    with pytest.raises(UserError, match=r"hires\.upscaler is 'Thrice'") as error:
+        engine.generate(replace(request, hires=Hires(upscaler="Thrice")))
+    assert "latent, " in error.value.fix and "Twice." in error.value.fix
+    with pytest.raises(UserError, match=r"Lora\.safetensors is no ESRGAN"):
+        engine.generate(replace(request, hires=Hires(upscaler="Lora")))
