@@ -1,6 +1,6 @@
 """The small files of a pipeline (configs, tokenizer) and how they travel inside a single file.
 
-SD 1.x single files hold weights only: every loader knows the rest by heart. A model of another shape or with
+Single files hold weights only: every loader knows the rest by heart. A model of another shape or with
 another vocabulary would be lost without its own, so its file carries them in its header: "fastsd.configs".
 """
 
@@ -13,18 +13,23 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json, write_text
+from fastsd_lib.core.model_files import Family
 
 METADATA_KEY = "fastsd.configs"
-MODEL_CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
+MODEL_CONFIGS = ("unet/config.json", "vae/config.json")
+TEXT_CONFIGS = (
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+)  # SDXL has both, its refiner the second
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json",
+)  # fmt: skip
 CARRIED = (
     "model_index.json",
     *MODEL_CONFIGS,
+    *TEXT_CONFIGS,
     "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer.json",
+    *(f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES),
     "fastsd.json",  # how the model likes to be asked: guidance scale, steps
 )
 
@@ -49,15 +54,17 @@ STOCK_SD1 = {
 def read_configs(folder: Path) -> dict[str, str]:
     """The small files of a Diffusers folder, by their path in it; UserError when one is missing."""
     texts = {name: (folder / name).read_text("utf-8") for name in CARRIED if (folder / name).is_file()}
-    for name in MODEL_CONFIGS:
+    needed = [*MODEL_CONFIGS, next((name for name in TEXT_CONFIGS if name in texts), TEXT_CONFIGS[0])]
+    for name in needed:
         if name not in texts:
             raise UserError(
                 f"{folder} is not a whole Diffusers folder: {name} is missing.",
                 fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
             )
         read_json(folder / name)  # says the line when it is damaged
-    if "tokenizer/vocab.json" in texts and "tokenizer/merges.txt" in texts:
-        texts.pop("tokenizer/tokenizer.json", None)  # the same vocabulary a second time
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        if f"{tokenizer}/vocab.json" in texts and f"{tokenizer}/merges.txt" in texts:
+            texts.pop(f"{tokenizer}/tokenizer.json", None)  # the same vocabulary a second time
     return texts
 
 
@@ -67,8 +74,16 @@ def write_configs(configs: Mapping[str, str], folder: Path) -> None:
             write_text(folder / name, configs[name])
 
 
+def family_of(configs: Mapping[str, str]) -> Family:
+    """Which family a pipeline with these configs is of; the refiner of SDXL is of SDXL."""
+    unet = json.loads(configs["unet/config.json"])
+    if unet.get("addition_embed_type") == "text_time":
+        return "sdxl"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
+
+
 def is_stock_sd1(configs: Mapping[str, str]) -> bool:
-    return all(
+    return family_of(configs) == "sd1" and all(
         json.loads(configs[name]).get(key) == value
         for name, expected in STOCK_SD1.items()
         for key, value in expected.items()
@@ -85,7 +100,8 @@ def unpack(packed: str, origin: Path) -> dict[str, str]:
     try:
         values = json.loads(packed)
         configs = {name: _text(name, values[name]) for name in CARRIED if name in values}
-        shapes_known = all(isinstance(json.loads(configs[name]), dict) for name in MODEL_CONFIGS)
+        needed = [*MODEL_CONFIGS, next((name for name in TEXT_CONFIGS if name in configs), TEXT_CONFIGS[0])]
+        shapes_known = all(isinstance(json.loads(configs[name]), dict) for name in needed)
     except (ValueError, TypeError, KeyError, AttributeError):
         shapes_known = False
     if not shapes_known:

@@ -25,6 +25,7 @@ from fastsd_lib.core.tensor_file import (
 )
 from fastsd_lib.formats import configs as pipeline_configs
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
+from fastsd_lib.formats.derived_configs import fit_configs
 from fastsd_lib.formats.key_maps import SD1_PREFIXES, rename
 from fastsd_lib.formats.weights import WEIGHT_NAMES, Weight, folder_weights, key_tables, single_file_weights
 
@@ -68,11 +69,11 @@ def export_single_file(
 def import_single_file(
     path: Path, out_dir: Path, config_from: Path | None = None, report: Report = silent
 ) -> ModelFiles:
-    """Write an SD 1.x single file as a Diffusers folder; no bytes of a weight change.
+    """Write a single file of SD 1.x, SD 2.x or SDXL as a Diffusers folder; no number of a weight changes.
 
     Shapes and tokenizer come from the file itself when fastsd wrote them there, else from the Diffusers
-    folder `config_from` (any SD 1.x pipeline of the same shape; only its small files are read). `out_dir`
-    must be new or empty; it appears only when it is complete.
+    folder `config_from` (of the same shape, or for SD 2.x and SDXL any with CLIP's vocabulary; only its small
+    files are read). `out_dir` must be new or empty; it appears only when it is complete.
     """
     source = open_single_file(path, report)
     configs = single_file_configs(source, config_from)
@@ -84,7 +85,7 @@ def import_single_file(
         pipeline_configs.write_configs(configs, scratch)
         for part, weights in parts.items():
             tensors = [
-                NewTensor(name, weight.stored.dtype, weight.shape, partial(source.chunks, weight.key))
+                NewTensor(name, weight.stored.dtype, weight.shape, weight.chunks)
                 for name, weight in weights.items()
             ]
             with atomic_path(scratch / part / f"{WEIGHT_NAMES[part]}.safetensors") as file:
@@ -94,7 +95,7 @@ def import_single_file(
         os.replace(scratch, out_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return ModelFiles("sd1", "diffusers", out_dir)
+    return ModelFiles(pipeline_configs.family_of(configs), "diffusers", out_dir)
 
 
 def open_single_file(path: Path, report: Report = silent) -> TensorFile:
@@ -120,9 +121,10 @@ def single_file_configs(source: TensorFile, config_from: Path | None = None) -> 
     if config_from is None:
         raise UserError(
             f"{source.path} holds weights only, no configs and no tokenizer.",
-            fix="name a Diffusers folder of the same kind to take them from (SD 1.5 for SD 1.5).",
+            fix="name a Diffusers folder of the same kind to take them from (SD 1.5 for SD 1.5; for SD 2 and SDXL "
+            "that of SD 1.5 will do, which has the same words).",
         )
-    return pipeline_configs.read_configs(config_from)
+    return fit_configs(source, pipeline_configs.read_configs(config_from), config_from)
 
 
 def _exported(weight: Weight, new_name: str, dtype: str | None) -> NewTensor:

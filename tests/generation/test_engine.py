@@ -234,7 +234,7 @@ def test_devices_dtypes_and_families_that_are_not_there_say_so(tiny_pipeline, tm
         load_engine(tiny_pipeline, device="tpu")
     with pytest.raises(UserError, match="No dtype 'int4'"):
         load_engine(tiny_pipeline, dtype="int4")
-    with pytest.raises(UserError, match="sdxl"):
+    with pytest.raises(UserError, match="is not a whole Diffusers folder"):
         load_engine(ModelFiles("sdxl", "diffusers", tmp_path), device="cpu")
 
 
