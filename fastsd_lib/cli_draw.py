@@ -80,6 +80,13 @@ def _add_first_picture(parser: argparse.ArgumentParser) -> None:
     add("--mask-fill", default="original", help="fill, original, latent_noise, latent_nothing")
     add("--only-masked", action="store_true", help="draw the mask's surroundings at full size")
     add("--mask-padding-px", type=int, default=32)
+    add(
+        "--outpaint",
+        type=int,
+        nargs=4,
+        metavar=("LEFT", "RIGHT", "TOP", "BOTTOM"),
+        help="pixels to draw beyond each edge of --init",
+    )
 
 
 def _add_control(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +156,7 @@ def _model(options: argparse.Namespace) -> tuple[str | Path, str]:
 
 def _request(options: argparse.Namespace) -> GenerationRequest:
     seed = random.randint(0, MAX_SEED - 1000) if options.seed == -1 else options.seed
+    init, inpaint = _first_picture(options)
     scale = options.hires_scale
     hires = Hires(
         scale or 1,
@@ -172,17 +180,30 @@ def _request(options: argparse.Namespace) -> GenerationRequest:
         tiling=options.tiling,
         variation_seed=options.variation_seed,
         variation_strength=options.variation_strength,
-        init=_picture(options.init) if options.init else None,
+        init=init,
         strength=options.strength,
         resize_mode=options.resize_mode,
-        inpaint=_inpaint(options) if options.mask else None,
+        inpaint=inpaint,
         hires=hires if scale else None,
         control=_control(options),
     )
 
 
-def _inpaint(options: argparse.Namespace) -> Inpaint:
-    return Inpaint(
+def _first_picture(options: argparse.Namespace) -> tuple[Image | None, Inpaint | None]:
+    """What is drawn over, and which part of it."""
+    init = _picture(options.init) if options.init else None
+    if options.outpaint:
+        from fastsd_lib.generation.canvas import outpaint
+
+        if init is None or options.mask:
+            raise UserError(
+                "--outpaint goes with --init alone.", fix="--init FILE --outpaint 64 64 0 0, without --mask"
+            )
+        left, right, top, bottom = options.outpaint
+        return outpaint(init, left_px=left, right_px=right, top_px=top, bottom_px=bottom)
+    if not options.mask:
+        return init, None
+    return init, Inpaint(
         _picture(options.mask, (0, 0, 0)),
         options.mask_invert,
         options.mask_blur_px,

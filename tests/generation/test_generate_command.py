@@ -49,6 +49,14 @@ def test_a_picture_is_drawn_over_inside_its_mask(generate, tmp_path):
     assert not (np.asarray(other) != np.asarray(photo)).any(axis=2)[np.asarray(mask) > 0].any()
 
 
+def test_a_picture_is_drawn_beyond_its_edges(generate, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    drawn = generate("--init", str(tmp_path / "photo.png"), "--outpaint", "32", "0", "0", "16")
+    assert drawn.size == (96, 80)
+    assert (np.asarray(drawn)[:40, 48:] == np.asarray(photo)[:40, 16:]).all()
+
+
 def test_samplers_schedules_variations_and_a_second_pass_are_recorded(generate):
     picture = generate(
         "--sampler", "DPM++ 2M SDE", "--schedule", "Beta", "--subseed", "7", "--subseed-strength", "0.25",
@@ -107,6 +115,7 @@ def test_a_seed_of_minus_one_is_any_and_said(generate):
         (["--from-file", "none.txt"], "none.txt: No such file", "one prompt per line"),
         (["x", "--session", "s", "--model", "m"], "contradict each other", "give one of the two"),
         (["x", "--control-weight", "1"], "--control-weight is given 1 times for 0 --control", "once for all"),
+        (["x", "--outpaint", "8", "0", "0", "0"], "--outpaint goes with --init alone", "--init FILE"),
         (["x", "--format", "gif"], "there is no 'gif' here", "png, jpg, webp"),
         (["x", "--library", "/nowhere"], "There is no folder /nowhere", "models/Lora"),
         (["x", "--session", "nobody", "--root", "."], "nobody", ""),
