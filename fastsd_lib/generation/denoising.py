@@ -34,6 +34,8 @@ class Denoising:
     told: Callable[[int, int], None] = lambda step, steps: None
     ask: Ask | None = None
     latents: torch.Tensor | None = None
+    seen: torch.Tensor | None = None  # (B, C, h, w): the pictures behind the noise, as last estimated
+    was_cut: bool = False
     _positives: list[tuple[float, SeenText]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,11 +73,16 @@ class Denoising:
             else:
                 for (weight, _), one in zip(self._positives, seen, strict=True):
                     guided = guided + (one - unguided) * (weight * self.guidance)
-        denoised = self._kept(self._denoised(guided, levels))
+        denoised = self.seen = self._kept(self._denoised(guided, levels))
         plain = denoised
         if self.wants_unconditional and guided is not unguided:
             plain = self._kept(self._denoised(unguided, levels))
         self._go(Estimate(denoised, plain))
+
+    def cut(self) -> None:
+        """End here, after at least one answer: `latents` are the pictures as they were last seen."""
+        self.rule.close()
+        self.ask, self.latents, self.was_cut = None, self.seen, True
 
     def _denoised(self, output: torch.Tensor, levels: NoiseLevels) -> torch.Tensor:
         x, sigma = self.ask.x, self.ask.sigma
@@ -100,6 +107,14 @@ def denoise_together(parts: Parts, levels: NoiseLevels, those: Sequence[Denoisin
 
     All must be of one size of latents. None changes another's picture.
     """
+    for one, answers in zip(those, ask_together(parts, levels, those), strict=True):
+        one.tell(answers, levels)
+
+
+def ask_together(
+    parts: Parts, levels: NoiseLevels, those: Sequence[Denoising]
+) -> list[tuple[torch.Tensor, ...]]:
+    """The U-Net call alone: what each is to be told. When it raises, none has changed."""
     like = next(parts.unet.parameters())
     pictures: list[torch.Tensor] = []
     times: list[float] = []
@@ -117,7 +132,5 @@ def denoise_together(parts: Parts, levels: NoiseLevels, those: Sequence[Denoisin
         **join(texts),
         return_dict=False,
     )[0].float()
-    first = 0
-    for one, (batch, texts_each) in zip(those, counts, strict=True):
-        one.tell(output[first : first + batch * texts_each].split(batch), levels)
-        first += batch * texts_each
+    rows = output.split([batch * texts_each for batch, texts_each in counts])
+    return [some.split(batch) for some, (batch, _) in zip(rows, counts, strict=True)]

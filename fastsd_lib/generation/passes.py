@@ -44,7 +44,9 @@ def batch(plan: Plan, numbers: range, told: Callable[[int], None] = lambda step:
     denoising = _first_pass(plan, numbers, lambda step, steps: told(step))
     yield denoising
     latents = _numbers(plan, denoising)
-    if request.hires and plan.hires_steps:
+    if denoising.was_cut:  # then the first pass is all there is
+        pass
+    elif request.hires and plan.hires_steps:
         denoising = _second_pass(plan, numbers, latents, lambda step, steps: told(plan.steps + step))
         yield denoising
         latents = _numbers(plan, denoising)
