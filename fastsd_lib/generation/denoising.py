@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.conditioning import Conditioning
+from fastsd_lib.generation.reference import Reference, looking_at
 from fastsd_lib.generation.seen_text import SeenText, join
 from fastsd_lib.generation.sigmas import NoiseLevels
+from fastsd_lib.generation.steering import Seen, Steering, residuals
 from fastsd_lib.generation.stepping import Ask, Estimate, Steps
 
 
@@ -30,6 +33,8 @@ class Denoising:
     known: torch.Tensor | None = None  # latents (B, C, h, w) of what stays, where `mask` is 0
     mask: torch.Tensor | None = None  # (1, 1, h, w), 1 = drawn anew
     extra: torch.Tensor | None = None  # (B, 5, h, w): mask and masked picture, for inpainting models
+    control: Sequence[Steering] = ()
+    references: Sequence[Reference] = ()
     wants_unconditional: bool = False
     told: Callable[[int, int], None] = lambda step, steps: None
     ask: Ask | None = None
@@ -45,8 +50,13 @@ class Denoising:
     def step(self) -> int:
         return min(self.ask.step, self.steps - 1)
 
-    def rows(self) -> tuple[torch.Tensor, list[SeenText]]:
-        """One picture batch for the U-Net, and each text that it is to be seen with; the negative one first.
+    @property
+    def looks_at(self) -> list[Reference]:
+        """The references that count at this step."""
+        return [one for one in self.references if one.acts(self.step, self.steps)]
+
+    def rows(self, levels: NoiseLevels) -> list[Seen]:
+        """One picture batch for the U-Net with each text that it is to be seen with; the negative one first.
 
         Without guidance there is no negative one: half the work.
         """
@@ -56,7 +66,10 @@ class Denoising:
         x = self.ask.x / math.sqrt(1 + self.ask.sigma**2)
         if self.extra is not None:
             x = torch.cat([x, self.extra], dim=1)
-        return x, texts if plain else [negative, *texts]
+        time = levels.timestep(self.ask.sigma)
+        control = [one for one in self.control if one.acts(self.step, self.steps)]
+        unprompted = [] if plain else [Seen(x, time, negative, False, control)]
+        return unprompted + [Seen(x, time, text, True, control) for text in texts]
 
     def tell(self, outputs: Sequence[torch.Tensor], levels: NoiseLevels) -> None:
         """The U-Net's answers to `rows`, float32; steps on to the next ask.
@@ -115,22 +128,36 @@ def ask_together(
     parts: Parts, levels: NoiseLevels, those: Sequence[Denoising]
 ) -> list[tuple[torch.Tensor, ...]]:
     """The U-Net call alone: what each is to be told. When it raises, none has changed."""
+    answers: dict[int, tuple[torch.Tensor, ...]] = {}
+    together = [place for place, one in enumerate(those) if not one.looks_at]
+    for places in (together, *([place] for place, one in enumerate(those) if one.looks_at)):
+        if places:
+            answers |= zip(places, _ask(parts, levels, [those[place] for place in places]), strict=True)
+    return [answers[place] for place in range(len(those))]
+
+
+def _ask(parts: Parts, levels: NoiseLevels, those: Sequence[Denoising]) -> list[tuple[torch.Tensor, ...]]:
+    """One U-Net call; one that looks at references comes alone."""
+    each = [one.rows(levels) for one in those]
+    rows = [block for blocks in each for block in blocks]
+    with ExitStack() as looking:
+        if references := those[0].looks_at:
+            looking.enter_context(
+                looking_at(parts.unet, references, rows, those[0].ask.sigma, parts.unet.forward)
+            )
+        output = _predicted(parts, rows)
+    own = output.split([sum(len(block.x) for block in blocks) for blocks in each])
+    return [some.split(len(blocks[0].x)) for some, blocks in zip(own, each, strict=True)]
+
+
+def _predicted(parts: Parts, rows: Sequence[Seen]) -> torch.Tensor:
+    """The U-Net's answers to all rows, float32."""
     like = next(parts.unet.parameters())
-    pictures: list[torch.Tensor] = []
-    times: list[float] = []
-    texts: list[tuple[SeenText, int]] = []
-    counts: list[tuple[int, int]] = []
-    for one in those:
-        x, seen_with = one.rows()
-        pictures += [x] * len(seen_with)
-        texts += [(text, len(x)) for text in seen_with]
-        times += [levels.timestep(one.ask.sigma)] * (len(x) * len(seen_with))
-        counts.append((len(x), len(seen_with)))
-    output = parts.unet(
-        torch.cat(pictures).to(like.dtype),
+    times = [block.time for block in rows for _ in block.x]
+    return parts.unet(
+        torch.cat([block.x for block in rows]).to(like.dtype),
         torch.tensor(times, dtype=torch.float32, device=like.device),
-        **join(texts),
+        **join([(block.text, len(block.x)) for block in rows]),
+        **residuals(rows),
         return_dict=False,
     )[0].float()
-    rows = output.split([batch * texts_each for batch, texts_each in counts])
-    return [some.split(batch) for some, (batch, _) in zip(rows, counts, strict=True)]
