@@ -7,7 +7,7 @@ import math
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -24,6 +24,10 @@ class Refused(UserError):
     def __init__(self, status: int, message: str, fix: str = "") -> None:
         super().__init__(message, fix)
         self.status = status
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class ErrorAnswer(BaseModel):
@@ -48,6 +52,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientLeft, _nobody)
 
 
 def one_line(error: UserError) -> str:
@@ -73,6 +78,10 @@ async def _user_error(request: Request, error: Exception) -> JSONResponse:
     wait_s = getattr(error, "retry_after_s", None)
     headers = {"retry-after": str(math.ceil(wait_s))} if wait_s is not None else None
     return error_answer(status_of(error), one_line(error), headers=headers)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's "client closed request"; it reaches nobody
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 if TYPE_CHECKING:
+    from fastsd_lib.generation.jobs import Job
     from fastsd_lib.generation.service import Service
     from fastsd_lib.webui.options import Options
 
@@ -39,6 +43,27 @@ class ApiFlags:
     server_stop: bool = False  # /sdapi/v1/server-kill, -stop, -restart
 
 
+class Tasks:
+    """Which jobs belong to the task that a client named: a script's request is several jobs. Holds ids alone."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._jobs: OrderedDict[str, tuple[str, list[str]]] = OrderedDict()
+
+    def note(self, task_id: str, jobs: Sequence[Job]) -> None:
+        with self._lock:
+            self._jobs[task_id] = (jobs[0].order.owner if jobs else "", [job.id for job in jobs])
+            self._jobs.move_to_end(task_id)
+            while len(self._jobs) > self._most:
+                self._jobs.popitem(last=False)
+
+    def job_ids(self, task_id: str, owner: str) -> list[str] | None:
+        """None for a task that is not known, or another owner's."""
+        with self._lock:
+            of, ids = self._jobs.get(task_id, ("", None))
+        return ids if of == owner else None
+
+
 @dataclass
 class ApiContext:
     """One per server."""
@@ -48,6 +73,7 @@ class ApiContext:
     pictures_dir: Path | None = None  # where `save_images` saves; None = nowhere
     limits: ApiLimits = field(default_factory=ApiLimits)
     flags: ApiFlags = field(default_factory=ApiFlags)
+    tasks: Tasks = field(default_factory=Tasks)
     # Pictures are coded here: neither on the thread that draws nor on the one that answers everybody.
     coders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "pictures"))
 

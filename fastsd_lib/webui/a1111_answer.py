@@ -1,0 +1,209 @@
+"""Finished pictures -> the answer of A1111's drawing routes: base64, the grid, and `info`, which is JSON in a string."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_lib.core.files import atomic_path
+from fastsd_lib.generation.infotext import VERSION, infotext
+from fastsd_lib.generation.samplers import SAMPLERS, find_sampler
+from fastsd_lib.webui.a1111 import Ordered
+from fastsd_lib.webui.a1111_models import Img2ImgBody
+from fastsd_lib.webui.a1111_pictures import file_bytes, grid_of, in_base64
+from fastsd_lib.webui.context import ApiContext
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fastsd_lib.generation.engine import GeneratedImage
+
+_PICTURE_FIELDS = ("init_images", "mask", "firstpass_image", "latent_mask")
+LONGEST_ECHO = 4000  # letters of a text in `parameters`; longer ones are pictures
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the answer says of the model that drew."""
+
+    name: str
+    hash: str
+
+
+def answer_of(
+    ordered: Ordered, pictures: list[GeneratedImage], maps: list[Image], context: ApiContext
+) -> dict[str, Any]:
+    """The body of the answer. Codes pictures: not for the thread that answers everybody.
+
+    Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked.
+    """
+    body, settings = ordered.body, ordered.settings
+    found = context.service.shelf.find(ordered.orders[0].model)
+    model = Model(found.name, found.short_hash)
+    texts = [infotext(_record(one, ordered, model)) for one in pictures]
+    images = [one.image for one in pictures]
+    grid = _grid(ordered, images)
+    warnings = list(ordered.warnings)
+    if body.save_images:
+        warnings += _save(context, ordered, pictures, texts, grid)
+    shown = list(zip(images, texts, strict=True))
+    if grid is not None:
+        shown.insert(0, (grid, texts[0]))
+    sent = [in_base64(image, settings, text) for image, text in shown] if body.send_images else None
+    if sent is not None:
+        sent += [in_base64(image, settings) for image in maps]
+    info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)
+    return {
+        "images": sent,
+        "parameters": _echo(body),
+        "info": json.dumps(info, ensure_ascii=False, default=str),
+    }
+
+
+def _record(picture: GeneratedImage, ordered: Ordered, model: Model) -> dict[str, Any]:
+    """The picture's record with the model's hash, if it does not say one."""
+    record = dict(picture.record)
+    record["model_hash"] = record.get("model_hash") or model.hash
+    if ordered.orders[0].vae and not record.get("vae"):
+        record["vae"] = ordered.orders[0].vae
+    return record
+
+
+def _grid(ordered: Ordered, images: list[Image]) -> Image | None:
+    """A script's grid always; another one when pictures are saved and there is more than one."""
+    if not images:
+        return None
+    if ordered.grid_rows is not None:
+        return grid_of(images, ordered.grid_rows) if len(images) > 1 else None
+    settings = ordered.settings
+    wanted = ordered.body.save_images and settings["return_grid"]
+    if not wanted or (len(images) < 2 and settings["grid_only_if_multiple"]):
+        return None
+    return grid_of(images, max(settings["n_rows"], 0))
+
+
+def _echo(body: Any) -> dict[str, Any]:
+    """The request as it was understood, without the pictures in it unless they are asked for."""
+    echo = body.model_dump()
+    if not (isinstance(body, Img2ImgBody) and body.include_init_images):
+        for name in _PICTURE_FIELDS:
+            if name in echo:
+                echo[name] = None
+    echo["alwayson_scripts"] = _without_pictures(echo["alwayson_scripts"])
+    return echo
+
+
+def _without_pictures(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_pictures(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_pictures(item) for item in value]
+    return None if isinstance(value, str) and len(value) > LONGEST_ECHO else value
+
+
+def _info(
+    ordered: Ordered,
+    pictures: list[GeneratedImage],
+    texts: list[str],
+    model: Model,
+    index_of_first_image: int,
+    warnings: list[str],
+) -> dict[str, Any]:
+    body, first = ordered.body, ordered.first
+    width_px, height_px = first.width_px, first.height_px
+    if pictures:
+        record = pictures[0].record
+        width_px, height_px = record["width_px"], record["height_px"]
+        warnings = list(dict.fromkeys([*warnings, *record.get("warnings", [])]))
+    each = [(order.request, number) for order in ordered.orders for number in range(order.request.count)]
+    varied = first.variation_strength > 0
+    used_strength = first.init is not None or first.hires is not None
+    return {
+        "prompt": first.prompt,
+        "all_prompts": [request.prompt for request, _ in each],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt for request, _ in each],
+        "seed": first.seed,
+        "all_seeds": [request.seed + (0 if varied else number) for request, number in each],
+        "subseed": body.subseed,
+        "all_subseeds": [
+            request.variation_seed + number if varied else body.subseed + place
+            for place, (request, number) in enumerate(each)
+        ],
+        "subseed_strength": first.variation_strength,
+        "width": width_px,
+        "height": height_px,
+        "sampler_name": SAMPLERS[find_sampler(first.sampler)[0]].label,
+        "cfg_scale": body.cfg_scale,
+        "steps": first.inference_steps,
+        "batch_size": body.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": model.name,
+        "sd_model_hash": model.hash,
+        "sd_vae_name": ordered.orders[0].vae or None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": body.seed_resize_from_w,
+        "seed_resize_from_h": body.seed_resize_from_h,
+        "denoising_strength": body.denoising_strength if used_strength else None,
+        "extra_generation_params": pictures[0].record.get("extra_parameters", {}) if pictures else {},
+        "index_of_first_image": index_of_first_image,
+        "infotexts": texts,
+        "styles": body.styles,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": first.clip_skip,
+        "is_using_inpainting_conditioning": False,
+        "version": VERSION,
+        "warnings": warnings,
+    }
+
+
+# ------------------------------------------------------------------ on disk
+
+
+def _save(
+    context: ApiContext,
+    ordered: Ordered,
+    pictures: list[GeneratedImage],
+    texts: list[str],
+    grid: Image | None,
+) -> list[str]:
+    """Save under names of our own making; returns what could not be done."""
+    if context.pictures_dir is None:
+        return ["save_images: this server was started without a folder for pictures; nothing was saved"]
+    settings = ordered.settings
+    kind = ordered.orders[0].kind
+    day = time.strftime("%Y-%m-%d")
+    if settings["samples_save"] and not ordered.body.do_not_save_samples:
+        folder = context.pictures_dir / f"{kind}-images" / day
+        for picture, text in zip(pictures, texts, strict=True):
+            _write(
+                folder,
+                f"-{picture.seed}",
+                file_bytes(picture.image, settings, text),
+                settings["samples_format"],
+            )
+    if grid is not None and settings["grid_save"] and not ordered.body.do_not_save_grid:
+        data = file_bytes(grid, settings, texts[0], grid=True)
+        _write(context.pictures_dir / f"{kind}-grids" / day, "-grid", data, settings["grid_format"])
+    return []
+
+
+def _write(folder: Path, mark: str, data: bytes, ending: str) -> Path:
+    """The next free number in the folder; taken by making the file, so that no two writers get the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name[:5]) for path in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")]
+    number = max(numbers, default=-1) + 1
+    while True:
+        path = folder / f"{number:05d}{mark}.{ending}"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+            continue
+        with atomic_path(path) as scratch:
+            scratch.write_bytes(data)
+        return path

@@ -1,0 +1,91 @@
+"""/sdapi/v1/txt2img and /img2img: a request waits for its pictures without holding a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation.jobs import Job, new_id
+from fastsd_lib.webui.a1111 import Ordered, translate
+from fastsd_lib.webui.a1111_answer import answer_of
+from fastsd_lib.webui.a1111_models import DrawingBody, Drawn, Img2ImgBody, Txt2ImgBody
+from fastsd_lib.webui.api_errors import ClientLeft, answers
+from fastsd_lib.webui.context import ApiContext, owner_of
+
+
+def router(context: ApiContext) -> APIRouter:
+    routes = APIRouter(prefix="/sdapi/v1", tags=["drawing"])
+    could_fail = answers(404, 413, 429)
+
+    @routes.post("/txt2img", response_model=Drawn, responses=could_fail)
+    async def txt2img(body: Txt2ImgBody, request: Request) -> Any:
+        """Draw pictures of a prompt."""
+        return await draw(body, request, context)
+
+    @routes.post("/img2img", response_model=Drawn, responses=could_fail)
+    async def img2img(body: Img2ImgBody, request: Request) -> Any:
+        """Draw over a picture, or over a part of it."""
+        return await draw(body, request, context)
+
+    return routes
+
+
+async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict[str, Any]:
+    """Order, wait, answer. Whoever goes away is drawn for no longer."""
+    loop = asyncio.get_running_loop()
+    owner = owner_of(request)
+
+    def order() -> tuple[Ordered, list[Job]]:
+        ordered = translate(body, context, owner)
+        return ordered, _submit(ordered, context)
+
+    ordered, jobs = await loop.run_in_executor(context.coders, order)
+    try:
+        pictures = await _pictures(jobs, request, context)
+    except BaseException:
+        for job in jobs:
+            context.service.cancel(job.id)
+        raise
+    maps = [image for job in jobs[:1] for image in _maps(job, ordered)]
+    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, maps, context)
+
+
+def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
+    """All orders or none."""
+    jobs: list[Job] = []
+    try:
+        for order in ordered.orders:
+            jobs.append(context.service.submit(order))
+    except UserError:
+        for job in jobs:
+            context.service.cancel(job.id)
+        raise
+    context.tasks.note(ordered.body.force_task_id or (jobs[0].id if jobs else new_id()), jobs)
+    return jobs
+
+
+async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> list[Any]:
+    """The pictures of all jobs, those of stopped ones as far as they came; UserError when one failed."""
+    # Shielded: to stop waiting must not cancel the future that the drawing thread will set.
+    drawn = asyncio.gather(*(asyncio.shield(asyncio.wrap_future(job.future)) for job in jobs))
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({drawn, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not drawn.done():
+            raise ClientLeft
+        return [picture for pictures in drawn.result() for picture in pictures]
+    finally:
+        gone.cancel()
+        drawn.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _maps(job: Job, ordered: Ordered) -> list[Any]:
+    return []

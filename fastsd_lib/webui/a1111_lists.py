@@ -1,0 +1,231 @@
+"""/sdapi/v1: the lists from which programs fill their menus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter
+
+from fastsd_lib.generation.request import LATENT_UPSCALERS, UPSCALER_LABELS
+from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES
+from fastsd_lib.webui.a1111 import known_styles
+from fastsd_lib.webui.a1111_scripts import LISTED_ONLY, SCRIPTS
+from fastsd_lib.webui.context import ApiContext
+
+Rows = list[dict[str, Any]]
+
+
+def router(context: ApiContext) -> APIRouter:
+    routes = APIRouter(prefix="/sdapi/v1", tags=["lists"])
+
+    async def aside(work: Callable[..., Any], *args: Any) -> Any:
+        """Lists read folders, and hash files that are new."""
+        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
+
+    def listed(path: str, make: Callable[[ApiContext], Any], about: str, kind: Any = Rows) -> None:
+        async def answer() -> Any:
+            return await aside(make, context)
+
+        routes.add_api_route(path, answer, methods=["GET"], response_model=kind, summary=about, name=path[1:])
+
+    def refreshed(path: str, work: Callable[[ApiContext], Any]) -> None:
+        async def answer() -> None:
+            await aside(work, context)
+
+        routes.add_api_route(
+            path,
+            answer,
+            methods=["POST"],
+            response_model=None,
+            summary="Look into the folders again",
+            name=path[1:],
+        )
+
+    listed("/samplers", lambda _: samplers(), "Samplers")
+    listed("/schedulers", lambda _: schedulers(), "Sigma schedules")
+    listed("/upscalers", upscalers, "Upscalers of pictures")
+    listed("/latent-upscale-modes", lambda _: latent_modes(), "Upscalers of latents")
+    listed("/sd-models", models, "Models")
+    listed("/sd-vae", vaes, "VAEs")
+    listed("/sd-modules", vaes, "VAEs, by Forge's name")
+    listed("/hypernetworks", lambda _: [], "Hypernetworks: none are read here")
+    listed("/face-restorers", lambda _: [], "Face restorers: there are none")
+    listed("/realesrgan-models", lambda _: [], "Models of the old Real-ESRGAN tab; see upscalers")
+    listed("/prompt-styles", styles, "Styles")
+    listed("/embeddings", embeddings, "Embeddings", dict[str, dict[str, Any]])
+    listed("/loras", loras, "LoRA files")
+    listed("/scripts", lambda _: scripts(), "Scripts", dict[str, list[str]])
+    listed("/script-info", lambda _: script_info(), "The arguments of the scripts")
+    listed("/extensions", lambda _: [], "Extensions: none can be installed")
+    listed("/artist-categories", lambda _: [], "Gone from A1111 since 2022", list[str])
+    listed("/artists", lambda _: [], "Gone from A1111 since 2022")
+
+    refreshed("/refresh-checkpoints", lambda _: None)  # they are looked for whenever they are listed
+    refreshed("/refresh-vae", lambda _: None)
+    refreshed("/refresh-embeddings", refresh_networks)
+    refreshed("/refresh-loras", refresh_networks)
+    return routes
+
+
+def samplers() -> Rows:
+    return [
+        {
+            "name": sampler.label,
+            "aliases": [name, *(alias for alias in sampler.aliases if alias != name)],
+            "options": {"scheduler": sampler.schedule},
+        }
+        for name, sampler in SAMPLERS.items()
+    ]
+
+
+def schedulers() -> Rows:
+    return [
+        {
+            "name": name,
+            "label": schedule.label,
+            "aliases": [alias for alias in schedule.aliases if alias] or None,
+            "default_rho": -1.0 if schedule.rho is None else schedule.rho,
+            "need_inner_model": name not in ("karras", "exponential", "polyexponential"),
+        }
+        for name, schedule in SCHEDULES.items()
+    ]
+
+
+def upscalers(context: ApiContext) -> Rows:
+    from fastsd_lib.core.errors import UserError
+    from fastsd_lib.generation.upscale import upscalers as known
+
+    rows = []
+    for upscaler in known(context.service.shelf.folders.upscalers).values():
+        try:
+            scale = upscaler.scale
+        except UserError:  # a file that cannot be read is none to choose
+            continue
+        rows.append(
+            {
+                "name": upscaler.name,
+                "model_name": None,
+                "model_path": upscaler.path.name if upscaler.path else None,
+                "model_url": None,
+                "scale": scale,
+            }
+        )
+    return rows
+
+
+def latent_modes() -> Rows:
+    return [{"name": UPSCALER_LABELS[name]} for name in LATENT_UPSCALERS]
+
+
+def models(context: ApiContext) -> Rows:
+    return [
+        {
+            "title": model.title,
+            "model_name": model.name,
+            "hash": model.short_hash,
+            "sha256": model.sha256,
+            "filename": str(model.path),
+            "config": None,
+        }
+        for model in context.service.shelf.models()
+    ]
+
+
+def vaes(context: ApiContext) -> Rows:
+    return [{"model_name": vae.path.name, "filename": str(vae.path)} for vae in context.service.shelf.vaes()]
+
+
+def styles(context: ApiContext) -> Rows:
+    return [
+        {"name": style.name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
+        for style in known_styles(context).values()
+    ]
+
+
+def networks_of(context: ApiContext) -> Any:
+    return getattr(context.service.shelf.library, "networks", None)
+
+
+def refresh_networks(context: ApiContext) -> None:
+    library = networks_of(context)
+    if library is not None:
+        library.refresh()
+
+
+def loras(context: ApiContext) -> Rows:
+    library = networks_of(context)
+    return [
+        {"name": lora.name, "alias": lora.alias, "path": str(lora.path), "metadata": lora.metadata}
+        for lora in (library.loras() if library is not None else [])
+    ]
+
+
+def embeddings(context: ApiContext) -> dict[str, dict[str, Any]]:
+    library = networks_of(context)
+    if library is None:
+        return {"loaded": {}, "skipped": {}}
+    loaded = {one.name: _embedding(one) for one in library.embeddings()}
+    return {"loaded": loaded, "skipped": {name: _nothing() for name in library.skipped()}}
+
+
+def _embedding(one: Any) -> dict[str, Any]:
+    widths = one.width if isinstance(one.width, list | tuple) else [one.width]
+    return {
+        "step": one.step,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": one.sd_checkpoint_name,
+        "shape": widths[-1] if widths else 0,
+        "vectors": one.vectors,
+    }
+
+
+def _nothing() -> dict[str, Any]:
+    return {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0, "vectors": 0}
+
+
+def scripts() -> dict[str, list[str]]:
+    names = [*SCRIPTS, *LISTED_ONLY]
+    return {"txt2img": names, "img2img": list(names)}
+
+
+def script_info() -> Rows:
+    labels = {
+        "prompt matrix": [
+            ("Put variable parts at start of prompt", False, None),
+            ("Use different seed for each picture", False, None),
+            ("Select prompt", "positive", ["positive", "negative"]),
+            ("Select joining char", "comma", ["comma", "space"]),
+        ],
+        "prompts from file or textbox": [
+            ("Iterate seed every line", False, None),
+            ("Use same random seed for all lines", False, None),
+            ("Insert prompts at the", "start", ["start", "end"]),
+            ("List of prompt inputs", "", None),
+        ],
+    }
+    rows = [
+        {
+            "name": name,
+            "is_alwayson": False,
+            "is_img2img": over,
+            "args": [_argument(*one) for one in labels[name]],
+        }
+        for over in (False, True)
+        for name in SCRIPTS
+    ]
+    return rows + [
+        {"name": "controlnet", "is_alwayson": True, "is_img2img": over, "args": []} for over in (False, True)
+    ]
+
+
+def _argument(label: str, value: Any, choices: list[str] | None) -> dict[str, Any]:
+    return {
+        "label": label,
+        "value": value,
+        "minimum": None,
+        "maximum": None,
+        "step": None,
+        "choices": choices,
+    }

@@ -1,0 +1,93 @@
+"""All routes in one app: A1111's, ControlNet's, our own, their page of documentation, and the page in the browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from fastsd_lib.webui import a1111_drawing, a1111_lists, a1111_state, extra_networks, internal
+from fastsd_lib.webui.api_errors import add_error_handlers
+from fastsd_lib.webui.context import ApiContext, ApiFlags, ApiLimits
+from fastsd_lib.webui.options import Options
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from fastsd_lib.generation.service import Service
+
+ABOUT = """
+Pictures from Stable Diffusion models. Programs written for AUTOMATIC1111's web UI work unchanged (`/sdapi/v1`,
+`/controlnet`, `/internal`); `/fastsd/v1` has orders with an id, their progress as events, and their cancelling.
+
+Errors are `{error, detail, body, errors}`; `detail` names the value that was wrong and what to send instead.
+"""
+TAGS = [
+    {"name": "drawing", "description": "Text to image, image to image"},
+    {"name": "state", "description": "Progress, interrupt, settings, memory"},
+    {
+        "name": "lists",
+        "description": "Models, samplers, LoRA files and whatever else can be named in a request",
+    },
+    {"name": "internal", "description": "Progress of one task"},
+    {"name": "extra networks", "description": "Previews and notes beside LoRA files and embeddings"},
+]
+
+
+def api_app(
+    service: Service,
+    *,
+    settings: Options | None = None,
+    pictures_dir: Path | None = None,
+    page: gr.Blocks | None = None,
+    limits: ApiLimits | None = None,
+    flags: ApiFlags | None = None,
+) -> FastAPI:
+    """The app for a service; serve it with `server.serve_app`. `page` is mounted last, at "/"."""
+    context = ApiContext(
+        service, settings or Options(), pictures_dir, limits or ApiLimits(), flags or ApiFlags()
+    )
+
+    inner = _page_app(page, pictures_dir) if page is not None else None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        async with AsyncExitStack() as stack:
+            if inner is not None:  # a mounted app's own is not run by the one that mounts it
+                await stack.enter_async_context(inner.router.lifespan_context(inner))
+            yield
+        context.coders.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="fastsd",
+        description=ABOUT,
+        version="1",
+        openapi_tags=TAGS,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.context = context
+    add_error_handlers(app)
+    for room in (a1111_drawing, a1111_state, a1111_lists, internal, extra_networks, *_others()):
+        app.include_router(room.router(context))
+    if inner is not None:
+        app.mount("", inner)
+    return app
+
+
+def _page_app(page: gr.Blocks, pictures_dir: Path | None) -> FastAPI:
+    from fastsd_lib.webui.app import page_app  # gradio loads here
+
+    return page_app(page, pictures_dir)
+
+
+def _others() -> Iterator[Any]:
+    for name in ("fastsd_v1", "controlnet_api", "docs_page", "extras_api"):
+        if find_spec(f"fastsd_lib.webui.{name}") is not None:
+            yield import_module(f"fastsd_lib.webui.{name}")
