@@ -28,6 +28,7 @@ class LibraryFolders:
     embeddings: tuple[Path, ...] = ()
     controlnets: tuple[Path, ...] = ()
     upscalers: tuple[Path, ...] = ()
+    captioners: tuple[Path, ...] = ()  # folders of BLIP, or folders of such folders
     wildcards: tuple[Path, ...] = ()
     styles: tuple[Path, ...] = ()  # files, such as styles.csv
 
@@ -42,6 +43,7 @@ class LibraryFolders:
             embeddings=(root / "embeddings",),
             controlnets=(models / "ControlNet",),
             upscalers=(models / "ESRGAN", models / "RealESRGAN"),
+            captioners=(models / "BLIP",),
             wildcards=(root / "wildcards", root / "extensions" / "sd-dynamic-prompts" / "wildcards"),
             styles=(root / "styles.csv",),
         )

@@ -89,7 +89,7 @@ def upscale(
     device: torch.device | str = "cpu",
     told: Callable[[float], None] = lambda share: None,
 ) -> Image.Image:
-    """`picture` as RGB at `size` (width, height); "None" returns it as it came.
+    """`picture` at `size` (width, height), as RGB, or RGBA when it is transparent; "None" returns it as it came.
 
     A network enlarges as often as it takes, and what is then too large is resampled to `size`. `told` hears the
     share that is done, from 0 to 1; what it raises ends the work. UserError for a size nobody can hold.
@@ -97,19 +97,22 @@ def upscale(
     if upscaler.path is None and upscaler.resampling is None:
         return picture
     _check_size(size)
+    alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     picture = picture.convert("RGB")
     if upscaler.path is not None:
         picture = _by_network(load_net(upscaler.path, device), picture, size, told)
     if picture.size != size:
         nearest = upscaler.resampling == Image.Resampling.NEAREST
         picture = picture.resize(size, Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS)
+    if alpha is not None:
+        picture.putalpha(alpha.resize(size, Image.Resampling.LANCZOS))
     told(1.0)
     return picture
 
 
 def blended(first: Image.Image, second: Image.Image, share: float) -> Image.Image:
-    """Both pictures of one size, the second one visible by `share` from 0 to 1."""
-    return Image.blend(first.convert("RGB"), second.convert("RGB"), share) if share else first
+    """Both pictures, of one size and mode, the second one visible by `share` from 0 to 1."""
+    return Image.blend(first, second, share) if share else first
 
 
 def _check_size(size: tuple[int, int]) -> None:

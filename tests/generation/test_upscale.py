@@ -216,10 +216,14 @@ def test_two_pictures_are_blended_by_their_share():
     assert blended(black, white, 0) is black and blended(black, white, 1).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_transparent_and_gray_pictures_are_taken(folder):
+def test_gray_pictures_are_taken_and_transparent_ones_stay_so(folder):
     twice = upscalers([folder])["Twice"]
-    for mode in ("L", "RGBA", "P", "LA"):
-        assert upscale(picture(8, 8).convert(mode), twice, (16, 16)).size == (16, 16)
+    for mode, then in (("L", "RGB"), ("P", "RGB"), ("RGBA", "RGBA"), ("LA", "RGBA")):
+        larger = upscale(picture(8, 8).convert(mode), twice, (16, 16))
+        assert (larger.size, larger.mode) == ((16, 16), then)
+    half = picture(8, 8)
+    half.putalpha(128)
+    assert upscale(half, twice, (16, 16)).getchannel("A").getextrema() == (128, 128)
 
 
 # ------------------------------------------------------------------ wrong files
