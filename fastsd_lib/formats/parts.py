@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ class Parts:
     asks_for_score: bool = False  # the refiner of SDXL: how beautiful, in place of the size to draw
     notes: tuple[str, ...] = ()  # what had to be guessed about the model
     offloaded: bool = False  # text encoders and VAE wait in main memory and visit the U-Net's device to work
+    fast_unet: Callable[..., Any] | None = None  # answers as `unet`, sooner; see generation/fast_unet.py
 
     @property
     def vae_factor(self) -> int:

@@ -14,9 +14,10 @@ from fastsd_lib.generation.prompt_language import Schedule, attention, branches
 from fastsd_lib.generation.prompt_tags import Tag, split_tags, without_comments
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.seen_text import SeenText
-from fastsd_lib.generation.text_reader import EncodingCache, TextReader
+from fastsd_lib.generation.text_reader import EncodingCache, LearnedWord, TextReader
 
 MOST_CHARACTERS = 100_000  # of a prompt; the work grows with it
+WANTED_SCORE, UNWANTED_SCORE = 6.0, 2.5  # of beauty, from 1 to 10: the refiner's own defaults
 MOST_TEXT = 2_000_000  # characters of all the texts that one prompt becomes over its steps
 
 
@@ -39,6 +40,7 @@ class Conditioning:
     reader: TextReader
     positive: list[tuple[float, Schedule]]  # more than one when the prompt has AND
     negative: Schedule
+    size_px: tuple[int, int]  # (width, height) of the picture, for models that are told
     tags: list[Tag] = field(default_factory=list)  # <lora:...> of the prompt, for whoever loads them
     warnings: list[str] = field(default_factory=list)
     embeddings_used: list[str] = field(default_factory=list)
@@ -65,12 +67,32 @@ class Conditioning:
         """
         positive, negative, own = self._pass(steps, after_steps)
         length = max(own, chunks or 0)
-        like = next(self.reader.parts.unet.parameters())
+        parts = self.reader.parts
+        like = next(parts.unet.parameters())
 
-        def seen(one: _Prompt) -> SeenText:
-            return SeenText(self.reader.padded(one.at(step), length).to(like))
+        def seen(one: _Prompt, wanted: bool = True) -> SeenText:
+            text = one.at(step)
+            hidden, pooled = self.reader.padded(text, length).to(like), self.reader.encode(text).pooled
+            if pooled is None:
+                return SeenText(hidden)
+            pooled = pooled.to(like)
+            if not wanted and not text and parts.zero_empty_negative:
+                hidden, pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
+            ids = torch.tensor(self._size_ids(wanted), dtype=torch.float32, device=like.device)
+            return SeenText(hidden, pooled, ids)
 
-        return [(one.weight, seen(one)) for one in positive], seen(negative)
+        return [(one.weight, seen(one)) for one in positive], seen(negative, wanted=False)
+
+    def _size_ids(self, wanted: bool) -> list[float]:
+        """What SDXL is told of the picture (Podell et al. 2023, section 2.2): a whole one of this size, uncropped.
+
+        The refiner is told how beautiful it is to be in place of the size to draw.
+        """
+        width_px, height_px = self.size_px
+        whole = [height_px, width_px, 0, 0]
+        if self.reader.parts.asks_for_score:
+            return [*whole, WANTED_SCORE if wanted else UNWANTED_SCORE]
+        return [*whole, height_px, width_px]
 
     def _pass(self, steps: int, after_steps: int | None) -> tuple[list[_Prompt], _Prompt, int]:
         key = (steps, after_steps)
@@ -102,15 +124,17 @@ def encode(
     request: GenerationRequest,
     *,
     emphasis: str = "original",
-    embeddings: Mapping[str, torch.Tensor] | None = None,
+    embeddings: Mapping[str, LearnedWord] | None = None,
     cache: EncodingCache | None = None,
     loaded: Collection[Tag] = (),
+    size_px: tuple[int, int] | None = None,
 ) -> Conditioning:
     """Read both prompts of a request; the text encoder works when a step first asks for its text.
 
-    `embeddings`: learned words by name, (count, width) each. `cache`: kept by whoever keeps the model.
-    `loaded`: the tags of the prompt that are in force; any other is a warning. UserError for a prompt too long
-    to draw, and for values no model can follow.
+    `embeddings`: learned words by name, (count, width) each, or such a part for each text encoder. `cache`: kept
+    by whoever keeps the model. `loaded`: the tags of the prompt that are in force; any other is a warning.
+    `size_px`: (width, height) of the picture, which SDXL is told; None = the model's own. UserError for a prompt
+    too long to draw, and for values no model can follow.
     """
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if len(text) > MOST_CHARACTERS:
@@ -122,26 +146,14 @@ def encode(
     reader = TextReader(parts, request.clip_skip, emphasis, cache=cache or EncodingCache())
     warnings = [f"{tag.text} is not in force here" for tag in tags if tag not in loaded]
     warnings += [f"{tag.text} has no effect in the negative prompt" for tag in useless]
-    reader.table, unfit = _table(reader, embeddings or {})
+    unfit = reader.learn(embeddings or {})
     schedules = [(weight, Schedule.read(text)) for text, weight in branches(prompt)]
-    result = Conditioning(reader, schedules, Schedule.read(negative), tags, warnings)
+    side_px = parts.side_px
+    result = Conditioning(
+        reader, schedules, Schedule.read(negative), size_px or (side_px, side_px), tags, warnings
+    )
     _count(result, request.inference_steps, unfit)
     return result
-
-
-def _table(
-    reader: TextReader, embeddings: Mapping[str, torch.Tensor]
-) -> tuple[EmbeddingTable | None, dict[str, str]]:
-    """The learned words that this model can read, and why it cannot read the others."""
-    width = reader.parts.text_encoder.config.hidden_size
-    unfit = {}
-    for name, vectors in embeddings.items():
-        if vectors.ndim != 2 or vectors.shape[1] != width:
-            unfit[name] = f"is made for another model: {tuple(vectors.shape)}, not (count, {width})"
-        elif not 1 <= vectors.shape[0] <= reader.reader.room:
-            unfit[name] = f"has {vectors.shape[0]} vectors, and {reader.reader.room} is the most"
-    fit = {name: vectors for name, vectors in embeddings.items() if name not in unfit}
-    return (EmbeddingTable(fit, reader.tokenize) if fit else None), unfit
 
 
 def _count(result: Conditioning, steps: int, unfit: Mapping[str, str]) -> None:

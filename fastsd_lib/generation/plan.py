@@ -120,14 +120,14 @@ def make_plan(
     hires_px = _hires_size(parts, request.hires, width_px, height_px) if request.hires else None
     upscaler = _upscaler(parts, request.hires, library) if request.hires else None
     known = {"cache": texts, "embeddings": networks.embeddings, "loaded": networks.tags}
-    conditioning = encode(parts, request, **known)
+    conditioning = encode(parts, request, **known, size_px=(width_px, height_px))
     again = None
     if request.hires:
         hires = request.hires
         prompts = {"prompt": hires.prompt, "negative_prompt": hires.negative_prompt}
         changed = {name: text for name, text in prompts.items() if text}
-        again = encode(parts, replace(request, **changed), **known)
-    more = [*networks.warnings, *conditioning.warnings, *(again.warnings if again else [])]
+        again = encode(parts, replace(request, **changed), **known, size_px=hires_px)
+    more = [*parts.notes, *networks.warnings, *conditioning.warnings, *(again.warnings if again else [])]
     warnings = list(dict.fromkeys(more))
     levels = noise_levels(parts.scheduler_config)
     return Plan(
@@ -155,7 +155,7 @@ def drawing_mode(plan: Plan) -> Iterator[None]:
     """
     parts = plan.parts
     plan.networks.put_in_force(parts, plan.conditioning.reader.cache)
-    training = [module for module in (parts.unet, parts.vae, parts.text_encoder) if module.training]
+    training = [module for module in parts.modules if module.training]
     try:
         for module in training:
             module.eval()
