@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class GeneratedImage:
     image: Image
     seed: int
     record: dict[str, Any]  # everything needed to draw it again
+    control_maps: Sequence[Image] = ()  # the request's control pictures, the same for all of its pictures
 
 
 @dataclass
@@ -114,7 +115,7 @@ def draw(
             at_once = len(numbers) // 2
             plan.note(f"out of memory with {len(numbers)} pictures at once: {at_once} at once from there on")
     return [
-        GeneratedImage(picture, plan.seeds[number], record_of(plan, number))
+        GeneratedImage(picture, plan.seeds[number], record_of(plan, number), plan.control_maps)
         for number, picture in enumerate(pictures)
     ]
 

@@ -69,6 +69,8 @@ def _first_pass(plan: Plan, numbers: range, told: Callable[[int, int], None]) ->
             x = known + first * sigmas[0]
     pixels = None if mask is None else mask[0, 0]
     extra = _inpainting_extra(plan, len(numbers), first.shape[2:], pixels)
+    if canvas is None:
+        known, mask = _kept_by_control(plan, hires=False)
     return Denoising(
         _rule(name)(x, sigmas, noise, _settings(request, name)),
         plan.conditioning,
@@ -77,6 +79,7 @@ def _first_pass(plan: Plan, numbers: range, told: Callable[[int, int], None]) ->
         known=None if mask is None else known,
         mask=mask,
         extra=extra,
+        **_steered(plan, hires=False),
         wants_unconditional=name == "ddim_cfgpp",
         told=told,
     )
@@ -96,16 +99,42 @@ def _second_pass(
     if hires.strength < 1:
         x = x + _enlarged(plan, latents)
     guidance = plan.guidance if hires.guidance_scale is None else hires.guidance_scale
+    known, mask = _kept_by_control(plan, hires=True)
     return Denoising(
         _rule(name)(x, sigmas, noise, _settings(request, name)),
         plan.hires_conditioning,
         guidance * SAMPLERS[name].guidance_factor,
         len(sigmas) - 1,
         after_steps=request.inference_steps,
+        known=known,
+        mask=mask,
+        **_steered(plan, hires=True),
         extra=_inpainting_extra(plan, len(numbers), x.shape[2:], None),
         wants_unconditional=name == "ddim_cfgpp",
         told=told,
     )
+
+
+def _steered(plan: Plan, hires: bool) -> dict[str, Any]:
+    """The pass's ControlNets and references."""
+
+    def latents_of(picture: Image) -> torch.Tensor:
+        return encode_pictures(plan.parts, [picture], plan.note)
+
+    return {
+        "control": [one for unit in plan.control for one in unit.steering(hires)],
+        "references": [one for unit in plan.control for one in unit.reference(hires, latents_of)],
+    }
+
+
+def _kept_by_control(plan: Plan, hires: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Latents (1, 4, h, w) of what an inpainting unit leaves as it is, and the mask (1, 1, h, w) of the rest."""
+    for unit in plan.control:
+        if kept := unit.kept(hires, plan.parts.vae_factor):
+            picture, mask = kept
+            latents = encode_pictures(plan.parts, [picture], plan.note)
+            return latents, torch.from_numpy(mask)[None, None].to(latents.device)
+    return None, None
 
 
 def _rule(name: str) -> Rule:

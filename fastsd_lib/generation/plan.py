@@ -13,6 +13,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.canvas import Canvas, make_canvas
 from fastsd_lib.generation.conditioning import Conditioning, encode
+from fastsd_lib.generation.control import PreparedUnit, prepare_units
 from fastsd_lib.generation.networks import Networks
 from fastsd_lib.generation.request import UPSCALER_LABELS, GenerationRequest, Hires
 from fastsd_lib.generation.samplers import SAMPLERS, choose
@@ -23,6 +24,8 @@ from fastsd_lib.generation.upscale import Upscaler, hires_network
 from fastsd_lib.generation.upscale_nets import load_net
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fastsd_lib.generation.resources import Library
 
 GUIDANCE_SCALE = 7.5  # of models that do not say their own
@@ -45,6 +48,12 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     networks: Networks = field(default_factory=Networks)
     upscaler: Upscaler | None = None  # the second pass's, when it is a network
+    control: tuple[PreparedUnit, ...] = ()
+
+    @property
+    def control_maps(self) -> list[Image]:
+        """What its control units were made of, one picture each, in their order."""
+        return [one.detected for one in self.control]
 
     @property
     def company(self) -> Hashable:
@@ -119,6 +128,8 @@ def make_plan(
         width_px, height_px = canvas.picture.size
     hires_px = _hires_size(parts, request.hires, width_px, height_px) if request.hires else None
     upscaler = _upscaler(parts, request.hires, library) if request.hires else None
+    controlnets = library.controlnets if library else None
+    control = prepare_units(parts, request.control, canvas, (width_px, height_px), hires_px, controlnets)
     known = {"cache": texts, "embeddings": networks.embeddings, "loaded": networks.tags}
     conditioning = encode(parts, request, **known, size_px=(width_px, height_px))
     again = None
@@ -144,6 +155,7 @@ def make_plan(
         warnings,
         networks,
         upscaler,
+        control,
     )
 
 
@@ -159,7 +171,8 @@ def drawing_mode(plan: Plan) -> Iterator[None]:
     try:
         for module in training:
             module.eval()
-        with torch.inference_mode(), seamless(plan.request.tiling, parts.unet, parts.vae):
+        nets = [one.net for one in plan.control if one.net is not None]
+        with torch.inference_mode(), seamless(plan.request.tiling, parts.unet, parts.vae, *nets):
             yield
     finally:
         for module in training:

@@ -23,7 +23,7 @@ def record_of(plan: Plan, number: int) -> dict[str, Any]:
     sampler, schedule = choose(request.sampler, request.schedule)
     like = next(plan.parts.unet.parameters())
     choices = {entry.name: getattr(request, entry.name) for entry in dataclasses.fields(request)}
-    for name in ("init", "inpaint", "hires"):
+    for name in ("init", "inpaint", "hires", "control"):
         choices[name] = _described(choices[name])
     del choices["count"]
     varied = request.variation_strength > 0
@@ -44,7 +44,12 @@ def record_of(plan: Plan, number: int) -> dict[str, Any]:
         "model": plan.parts.name,
         "device": str(like.device),
         "dtype": str(like.dtype).removeprefix("torch."),
-        "extra_parameters": {**_of_inpaint(request), **_of_hires(request), **_of_sampler(request)},
+        "extra_parameters": {
+            **_of_inpaint(request),
+            **_of_hires(request),
+            **_of_sampler(request),
+            **{f"ControlNet {place}": unit.infotext for place, unit in enumerate(plan.control)},
+        },
         "warnings": [*plan.warnings],
     }
 
@@ -106,4 +111,6 @@ def _described(choice: Any) -> Any:
     """A picture is said by its size; of a group of choices, each."""
     if dataclasses.is_dataclass(choice):
         return {entry.name: _described(getattr(choice, entry.name)) for entry in dataclasses.fields(choice)}
+    if isinstance(choice, tuple):
+        return [_described(one) for one in choice]
     return f"{choice.width}x{choice.height}" if hasattr(choice, "getbands") else choice

@@ -160,6 +160,8 @@ class GenerationRequest:
             )
         find_sampler(self.sampler)
         find_schedule(self.schedule)
+        for unit in self.control:
+            unit.check()
         if self.inpaint is not None:
             if self.init is None:
                 raise UserError(
