@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.request import GenerationRequest
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastsd_lib.generation.engine import GeneratedImage
 
 State = Literal["waiting", "drawing", "done", "stopped", "failed"]
+Wish = Literal["", "after_picture", "interrupt", "cancel"]  # each stronger than the one before
 OVER = ("done", "stopped", "failed")
 
 
@@ -79,7 +80,14 @@ class Job:
     pictures: list[GeneratedImage] = field(default_factory=list)  # finished ones, in order
     notes: list[str] = field(default_factory=list)  # such as: memory was short
     error: UserError | None = None
-    future: Future[list[GeneratedImage]] = field(default_factory=Future)
+    future: Future[list[GeneratedImage]] = field(default_factory=Future, repr=False)
+    # Between the service and its workers:
+    model_key: tuple[str, str] = ("", "")  # the model and VAE that were meant when it was ordered
+    wish: Wish = ""  # how it is to end
+    skips: bool = False  # the pictures in work are to be left as they are
+    carried: Any = field(
+        default=None, repr=False
+    )  # finished pictures of a job that let another model go first
     place_of: Callable[[Job], int] = field(default=lambda job: 0, repr=False)
     eta_of: Callable[[Job], float | None] = field(default=lambda job: None, repr=False)
     preview_of: Callable[[Job], Image | None] = field(default=lambda job: None, repr=False)
@@ -136,6 +144,12 @@ class Job:
 
         return unsubscribe
 
+    def ask_to_end(self, wish: Wish) -> None:
+        """Before the next step; a weaker wish does not take back a stronger one."""
+        order = ("", "after_picture", "interrupt", "cancel")
+        if order.index(wish) > order.index(self.wish):
+            self.wish = wish
+
     def tell(self) -> None:
         """Let the listeners look. What one of them raises is its own trouble."""
         with self._lock:
@@ -154,6 +168,8 @@ class Job:
             self.error, self.finished_s = error, time.time()
             self.in_work = (0, 0)
             self.state = state
+        self.preview_of = lambda job: None  # the state of the drawing goes
+        self.carried = None
         self.tell()
         if error is not None:
             self.future.set_exception(error)

@@ -1,180 +1,185 @@
-"""Orders in from anywhere, pictures out: one queue before the models."""
+"""Orders in from anywhere, pictures out: one queue before the models, a worker for each device."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import ProgressEvent
 from fastsd_lib.generation.history import History
-from fastsd_lib.generation.jobs import Job, Order, QueueFull, QueueLimits
+from fastsd_lib.generation.jobs import Job, Order, QueueFull, QueueLimits, Wish
+from fastsd_lib.generation.jobs_queue import JobQueue
 from fastsd_lib.generation.shelf import Shelf
+from fastsd_lib.generation.worker import Worker
+
+__all__ = ["Job", "Order", "QueueFull", "QueueLimits", "Service"]
 
 LOG = logging.getLogger(__name__)
 
 
-class _Stopped(Exception):
-    pass
-
-
 class Service:
-    """Draws what is ordered, in a thread of its own."""
+    """Draws what is ordered. Every method answers at once, from any thread, whatever is being drawn.
+
+    `devices`: "auto", "cpu", "cuda:0" ...; one worker each, all behind one queue. `batching` False draws one
+    job at a time.
+    """
 
     def __init__(
         self,
         shelf: Shelf,
         history: History | None = None,
         limits: QueueLimits | None = None,
-        devices: tuple[str, ...] = ("auto",),
+        devices: Sequence[str] = ("auto",),
         batching: bool = True,
     ) -> None:
-        self.shelf, self.history, self.limits, self.devices, self.batching = (
-            shelf, history, limits or QueueLimits(), devices, batching,
-        )  # fmt: skip
-        self.paused = False
-        self._changed = threading.Condition()
-        self._jobs: dict[str, Job] = {}
-        self._waiting: list[Job] = []
-        self._drawing: list[Job] = []
-        self._stops: set[str] = set()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="drawing", daemon=True)
-        self._thread.start()
+        self.shelf, self.history, self.limits = shelf, history, limits or QueueLimits()
+        self._queue = JobQueue(self.limits, self._remember)
+        self._clerk = ThreadPoolExecutor(1, "history")  # writes, so that nobody waits for the disk
+        self._workers = [
+            Worker(shelf, self._queue, device, number, batching) for number, device in enumerate(devices)
+        ]
+        for worker in self._workers:
+            worker.thread.start()
+
+    # --- orders
 
     def submit(self, order: Order) -> Job:
         """Queue an order. UserError for what no model can follow, QueueFull when there is no room."""
         order.request.check()
-        self.shelf.find(order.model)
+        model = self.shelf.find(order.model).name
         job = Job(order, **({"id": order.task_id} if order.task_id else {}))
-        job.place_of = lambda one: self._waiting.index(one) + 1 if one in self._waiting else 0
-        with self._changed:
-            if self._closed:
-                raise UserError("The service is closed.", fix="start it again.")
-            if job.id in self._jobs and not self._jobs[job.id].over:
-                raise UserError(f"There is a job {job.id!r} already.", fix="take another task id.")
-            if len(self._waiting) >= self.limits.most_waiting:
-                raise QueueFull(
-                    f"{len(self._waiting)} orders wait already.", fix="try again later.", retry_after_s=10
-                )
-            self._jobs[job.id] = job
-            self._waiting.append(job)
-            self._changed.notify_all()
+        job.model_key = model, self.shelf.find_vae(order.vae)
+        self._queue.add(job)
         self._remember(job)
         return job
 
     def job(self, job_id: str) -> Job | None:
-        return self._jobs.get(job_id)
+        """Waiting, drawing, or among those that are kept: the newest `limits.kept_jobs` that are over."""
+        return self._queue.get(job_id)
 
     def jobs(self, owner: str | None = None) -> list[Job]:
         """Drawing and waiting, in order."""
-        with self._changed:
-            all_of_them = [*self._drawing, *self._waiting]
-        return [job for job in all_of_them if owner is None or job.order.owner == owner]
+        return [job for job in self._queue.under_way() if owner is None or job.order.owner == owner]
+
+    def kept(self, owner: str | None = None) -> list[Job]:
+        """Those that are over and still kept with their pictures, the oldest first."""
+        return [job for job in self._queue.kept() if owner is None or job.order.owner == owner]
 
     def running(self) -> list[Job]:
-        with self._changed:
-            return list(self._drawing)
+        """Being drawn now, the oldest first."""
+        return [job for job in self._queue.under_way() if job.state == "drawing"]
+
+    # --- ends
 
     def cancel(self, job_id: str) -> bool:
-        """End one job; False when there is none to end."""
-        with self._changed:
-            job = self._jobs.get(job_id)
-            if job is None or job.over:
-                return False
-            if job in self._waiting:
-                self._waiting.remove(job)
-            else:
-                self._stops.add(job_id)
-                return True
-        job.finish("stopped")
-        self._remember(job)
-        return True
+        """End one job before its next step; finished pictures stay. False when there is none under way."""
+        return self._wish(job_id, "cancel")
 
     def interrupt(self, job_id: str | None = None) -> None:
-        """End what draws now with what it has."""
+        """End one job, or all that draw now, with what there is: the picture in work stays as it stands."""
         for job in self.running():
             if job_id in (None, job.id):
-                self._stops.add(job.id)
+                self._wish(job.id, "interrupt")
 
     def skip(self, job_id: str | None = None) -> None:
-        """Leave the pictures in work and go on with the next ones."""
-        self.interrupt(job_id)
+        """Leave the pictures in work as they stand and go on with the next ones, of one job or of all."""
+        for job in self.running():
+            if job_id in (None, job.id):
+                job.skips = True
+        self._stir()
 
-    def stop_after_picture(self, job_id: str | None = None) -> None:
-        """End after the pictures in work."""
-        self.interrupt(job_id)
+    def stop_after_picture(self, job_id: str | None = None) -> bool:
+        """End one job, or all that draw now, when the pictures in work are finished."""
+        jobs = [job.id for job in self.running()] if job_id is None else [job_id]
+        return any([self._wish(one, "after_picture") for one in jobs])
+
+    def _wish(self, job_id: str, wish: Wish) -> bool:
+        job = self._queue.get(job_id)
+        if job is None or job.over:
+            return False
+        job.ask_to_end(wish)
+        if self._queue.remove(job):
+            self._queue.end(job, "stopped")
+        self._stir()
+        return True
+
+    # --- the queue
+
+    @property
+    def paused(self) -> bool:
+        return self._queue.paused
 
     def pause(self) -> None:
-        self.paused = True
+        """Hold everything before the next step; orders are still taken, and can be cancelled."""
+        self._queue.paused = True
 
     def resume(self) -> None:
-        with self._changed:
-            self.paused = False
-            self._changed.notify_all()
+        self._queue.paused = False
+        self._stir()
 
     def move(self, job_id: str, place: int) -> bool:
-        """To this place among those that wait, 1 = the next."""
-        with self._changed:
-            for job in self._waiting:
-                if job.id == job_id:
-                    self._waiting.remove(job)
-                    self._waiting.insert(max(place - 1, 0), job)
-                    return True
-        return False
+        """To this place among those that wait, 1 = the next; False when it does not wait."""
+        job = self._queue.get(job_id)
+        return job is not None and self._queue.move(job, place)
+
+    @property
+    def steps_per_s(self) -> float:
+        """Of pictures, lately; 0 before the first."""
+        return self._queue.steps_per_s
+
+    # --- models
+
+    def on_worker(self, work: Callable[[], Any]) -> Future[Any]:
+        """Do something with the models between two steps, such as loading one; a worker does it."""
+        told: Future[Any] = Future()
+        with self._queue.changed:
+            if self._queue.closed:
+                told.set_exception(UserError("The service is being closed.", fix="start it again."))
+                return told
+            self._queue.errands.append((work, told))
+            self._queue.changed.notify_all()
+        return told
+
+    def load(self, model: str = "") -> Future[Any]:
+        """Load a model before it is asked for; a UserError at once for a name that is not there."""
+        name = self.shelf.find(model).name
+        worker = self._workers[0]
+        return self.on_worker(lambda: self.shelf.engine(name, device=worker.device, number=worker.number))
+
+    # --- the end
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            left = [*self._waiting, *self._drawing]
-            self._changed.notify_all()
-        for job in left:
+        """End all jobs and the workers; the history is written to its end, and left open."""
+        with self._queue.changed:
+            self._queue.closed = True
+            self._queue.paused = False
+            waiting, errands = list(self._queue.waiting), list(self._queue.errands)
+            self._queue.errands.clear()
+            self._queue.changed.notify_all()
+        for job in waiting:
             self.cancel(job.id)
-        self._thread.join(timeout=30)
+        for _, told in errands:
+            told.cancel()
+        for worker in self._workers:
+            worker.thread.join(timeout=60)
+        self._clerk.shutdown(wait=True)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or (self._waiting and not self.paused))
-                if self._closed and not self._waiting:
-                    return
-                job = self._waiting.pop(0)
-                self._drawing.append(job)
-                job.state, job.started_s = "drawing", time.time()
-            self._draw(job)
-            with self._changed:
-                self._drawing.remove(job)
-                self._stops.discard(job.id)
-            self._remember(job)
-
-    def _draw(self, job: Job) -> None:
-        def report(event: ProgressEvent) -> None:
-            if job.id in self._stops:
-                raise _Stopped
-            job.step, job.steps = event.done, event.total
-            job.picture_step, job.picture_steps = event.done, event.total
-            job.tell()
-
-        job.tell()
-        try:
-            job.pictures = self.shelf.engine(job.order.model, job.order.vae).generate(
-                job.order.request, report
-            )
-            job.finish("done")
-        except _Stopped:
-            job.finish("stopped")
-        except UserError as error:
-            job.finish("failed", error)
-        except Exception:
-            LOG.exception("Job %s failed", job.id)
-            job.finish(
-                "failed",
-                UserError(
-                    "The pictures could not be drawn.", fix="the log of the server says why; try again."
-                ),
-            )
+    def _stir(self) -> None:
+        with self._queue.changed:
+            self._queue.changed.notify_all()
 
     def _remember(self, job: Job) -> None:
-        if self.history:
+        if self.history is None:
+            return
+        try:
+            self._clerk.submit(self._write, job)
+        except RuntimeError:  # closed
+            self._write(job)
+
+    def _write(self, job: Job) -> None:
+        try:
             self.history.record(job)
+        except Exception:
+            LOG.exception("The history could not be written")

@@ -3,59 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import sha256_file
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation.engine import Engine, load_engine
 from fastsd_lib.generation.library import LibraryFolders, NamedFile, find_files
+from fastsd_lib.generation.resources import Library
+from fastsd_lib.generation.shelf_files import FileHashes, ModelInfo
+from fastsd_lib.generation.vae import release
 from fastsd_lib.models import registry
+from fastsd_lib.models.identify import identify
 
-if TYPE_CHECKING:
-    from fastsd_lib.generation.resources import Library
+CHECKPOINTS = (".safetensors", ".ckpt")
+VAES = (".safetensors", ".ckpt", ".pt")
+OWN_VAE = ("", "automatic", "none")
+BUDGET_SHARE = 0.6  # of the device's memory, the rest is for drawing
 
-ENDINGS = (".safetensors", ".ckpt")
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A checkpoint by its names."""
-
-    name: str  # without ending
-    path: Path
-    files: ModelFiles | None = field(default=None, compare=False)
-
-    @cached_property
-    def sha256(self) -> str:
-        weights = (
-            self.path / "unet" / "diffusion_pytorch_model.safetensors" if self.path.is_dir() else self.path
-        )
-        return sha256_file(weights)
-
-    @property
-    def short_hash(self) -> str:
-        return self.sha256[:10]
-
-    @property
-    def title(self) -> str:
-        return f"{self.path.name} [{self.short_hash}]"
-
-    @property
-    def family(self) -> str:
-        return self.model_files.family
-
-    @cached_property
-    def model_files(self) -> ModelFiles:
-        return self.files or registry.base_model(self.path)
+Key = tuple[str, str, str, int]  # model, VAE, device, number of the worker
 
 
 class Shelf:
-    """Models by name; loaded when first asked for."""
+    """Models by name. They are loaded by whoever draws, and leave when the room is needed: the longest unused first.
+
+    `library`: where checkpoints, VAEs and what prompts name are looked up. `current`: the model of orders that
+    name none. `budget_mib`: of weights in memory; None = most of the device. `hashes`: a file that remembers the
+    hashes of checkpoints.
+    """
 
     def __init__(
         self,
@@ -66,86 +47,229 @@ class Shelf:
         budget_mib: int | None = None,
         threads: int | None = None,
         most_models: int | None = None,
+        hashes: Path | None = None,
     ) -> None:
-        self.library = library
-        self.device, self.dtype, self.budget_mib, self.threads = device, dtype, budget_mib, threads
-        self.most_models = most_models
-        self.loading = False
-        self._loaded: dict[str, Engine] = {}
-        self._lock = threading.Lock()
-        self._own: dict[str, ModelInfo] = {}
-        embedded = ModelInfo(registry.EMBEDDED, registry.EMBEDDED_FOLDER)
-        self._own[embedded.name] = embedded
+        self.library = library if isinstance(library, Library) else Library.of(library)
+        self.device, self.dtype, self.threads = device, dtype, threads
+        self.budget_mib, self.most_models = budget_mib, most_models
+        self._hashes = FileHashes(hashes)
+        self._loaded: OrderedDict[Key, Engine] = OrderedDict()  # the longest unused first
+        self._lock = threading.Lock()  # of the table; never held while a model is read
+        self._loading: dict[Key, str] = {}
+        self._own = {registry.EMBEDDED: ModelInfo(registry.EMBEDDED, registry.EMBEDDED_FOLDER, self._hashes)}
         if isinstance(current, ModelFiles):
-            name = current.path.stem if current.layout == "single_file" else current.path.name
-            self._own.setdefault(name, ModelInfo(name, current.path, current))
-            current = name
+            current = self._add(current).name
+        self._listed: list[ModelInfo] = []
         self.current = self.find(current).name
 
     @classmethod
     def of(cls, engine: Engine) -> Shelf:
-        """A shelf on which this loaded model stands."""
-        shelf = cls(LibraryFolders(), engine.model)
-        shelf._loaded[shelf.current] = engine
+        """A shelf on which this loaded model stands, on its own device."""
+        device = str(next(engine.parts.unet.parameters()).device)
+        shelf = cls(engine.library or LibraryFolders(), engine.model, device)
+        engine.library = engine.library or shelf.library
+        shelf._loaded[shelf.current, "", device, 0] = engine
         return shelf
+
+    def _add(self, files: ModelFiles) -> ModelInfo:
+        """A model from anywhere on the disk."""
+        name = files.path.stem if files.layout == "single_file" else files.path.name
+        if files.path == registry.EMBEDDED_FOLDER:
+            return self._own[registry.EMBEDDED]
+        return self._own.setdefault(name, ModelInfo(name, files.path, self._hashes, files))
 
     @property
     def folders(self) -> LibraryFolders:
-        return getattr(self.library, "folders", self.library)
+        return self.library.folders
+
+    # --- names
 
     def models(self) -> list[ModelInfo]:
-        found = find_files(self.folders.checkpoints, ENDINGS)
-        others = {one.name: ModelInfo(one.name, one.path) for one in found.values()}
-        return list((self._own | others).values())
+        """All there are now, in the order in which they are looked for."""
+        found = find_files(self.folders.checkpoints, CHECKPOINTS)
+        others = {one.name: ModelInfo(one.name, one.path, self._hashes) for one in found.values()}
+        self._listed = list((others | self._own).values())
+        return self._listed
 
     def find(self, text: str = "") -> ModelInfo:
-        """By title, name, file name or hash; "" = the current one. UserError with the nearest names."""
+        """By title, name, file name, path or hash; "" = the current one. UserError with the nearest names."""
         text = text.strip() or self.current
-        models = self.models()
-        for model in models:
-            if text in (model.name, model.path.name, str(model.path)):
-                return model
-        bare = text.rpartition(" [")[0] or text
-        for model in models:
-            if bare in (model.name, model.path.name):
-                return model
-        if len(text) in (10, 64) and all(sign in "0123456789abcdef" for sign in text):
-            for model in models:
-                if model.sha256.startswith(text):
-                    return model
-        near = difflib.get_close_matches(text, [model.name for model in models], n=3, cutoff=0.3)
+        found = _named(text, self._listed) or _named(text, self.models())
+        if found is not None:
+            return found
+        names = [model.name for model in self._listed]
+        lower = {name.lower(): name for name in names}
+        near = [lower[one] for one in difflib.get_close_matches(text.lower(), list(lower), n=3, cutoff=0.3)]
         raise UserError(
-            f"No model {text!r} here (nearest: {', '.join(near or [registry.EMBEDDED])}).",
-            fix="take one of these, or put the file into the checkpoints folder and refresh.",
+            f"No model {text!r} here (nearest: {', '.join(near or names[:3])}).",
+            fix="take one of these, or put its file into the folder of checkpoints.",
         )
 
-    def vaes(self) -> list[NamedFile]:
-        return list(find_files(self.folders.vaes, (".safetensors", ".ckpt", ".pt")).values())
+    def known_hash(self, model: str) -> str | None:
+        """Ten digits, when they need not be computed."""
+        return (self.find(model).known_sha256 or "")[:10] or None
 
-    def engine(self, model: str = "", vae: str = "") -> Engine:
-        """The loaded model; loads it first when it must. Called by the worker."""
-        info = self.find(model)
-        with self._lock:
-            if info.name not in self._loaded:
-                self.loading = True
-                try:
-                    self._loaded[info.name] = load_engine(
-                        info.model_files, self.device, self.dtype, self.threads
-                    )
-                finally:
-                    self.loading = False
-            return self._loaded[info.name]
+    def vaes(self) -> list[NamedFile]:
+        return list(find_files(self.folders.vaes, VAES).values())
+
+    def find_vae(self, text: str) -> str:
+        """The name of a VAE file; "" for the model's own. UserError with the names there are."""
+        if text.strip().lower() in OWN_VAE:
+            return ""
+        for one in (vaes := self.vaes()):
+            if text in (one.name, one.path.name, str(one.path)):
+                return one.name
+        raise UserError(
+            f"No VAE {text!r} here (there: {', '.join(one.name for one in vaes) or 'none'}).",
+            fix='take one of these, or "Automatic" for the model\'s own.',
+        )
 
     def use(self, model: str) -> None:
-        """From now on orders without a model's name go to this one."""
+        """From now on orders that name no model go to this one."""
         self.current = self.find(model).name
 
-    def unload(self) -> None:
+    # --- memory
+
+    def engine(self, model: str = "", vae: str = "", device: str = "auto", number: int = 0) -> Engine:
+        """The loaded model; loads it when it must, which takes seconds: called by the thread that draws with it.
+
+        `device`: "auto" = the shelf's. `number` tells apart workers on one device, which cannot share modules.
+        UserError for a file that is no model, and for a VAE that does not fit.
+        """
+        device = self.device if device == "auto" else device
+        info, vae = self.find(model), self.find_vae(vae)
+        key = info.name, vae, device, number
         with self._lock:
-            self._loaded.clear()
+            if key in self._loaded:
+                self._loaded.move_to_end(key)
+                return self._loaded[key]
+            self._loading[key] = info.name
+        try:
+            if vae:
+                engine = self._with_vae(self.engine(info.name, "", device, number), vae)
+            else:
+                self._make_room(self._size_on_disk(info, device), device)
+                engine = load_engine(info.model_files, device, self.dtype, self.threads)
+                engine.library = self.library
+                engine.parts.name = info.name
+        finally:
+            with self._lock:
+                self._loading.pop(key, None)
+        with self._lock:
+            self._loaded[key] = engine
+        self._make_room(0, device, keep=key)
+        return engine
+
+    def _with_vae(self, engine: Engine, name: str) -> Engine:
+        """The same U-Net and text encoder with another decoder."""
+        from fastsd_lib.formats.vae_file import load_vae
+
+        path = next(one.path for one in self.vaes() if one.name == name)
+        parts = replace(engine.parts, vae=load_vae(path, like=engine.parts))
+        return Engine(parts, engine.model, engine.texts, engine.library)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being read now."""
+        return bool(self._loading)
+
+    def loaded(self) -> list[str]:
+        """Names of the models in memory, the longest unused first."""
+        with self._lock:
+            return list(dict.fromkeys(key[0] for key in self._loaded))
+
+    def unload(self, model: str = "") -> None:
+        """Let go of one model, or of all; what is being drawn with one is finished first."""
+        name = self.find(model).name if model else ""
+        with self._lock:
+            for key in [key for key in self._loaded if name in ("", key[0])]:
+                del self._loaded[key]
+        release()
 
     def reload(self) -> None:
-        self.unload()
+        """The next order reads the current model from the disk again."""
+        self.unload(self.current)
 
     def memory(self) -> dict[str, Any]:
-        return {"models": list(self._loaded)}
+        """MiB of weights by model, and how many may be there."""
+        with self._lock:
+            engines = list(self._loaded.items())
+        used = {}
+        for (name, vae, device, number), engine in engines:
+            label = " ".join(
+                part for part in (name, f"+ {vae}" if vae else "", f"on {device} #{number}") if part
+            )
+            used[label] = round(_bytes(engine) / 2**20, 1)
+        return {
+            "models": used,
+            "loading": list(self._loading.values()),
+            "budget_mib": self._budget_mib(self.device),
+        }
+
+    def _make_room(self, wanted_bytes: int, device: str, keep: Key | None = None) -> None:
+        """Within the budget, or as near as it gets without the one that is needed."""
+        budget = self._budget_mib(device) << 20
+        with self._lock:
+            there = [key for key in self._loaded if key[2] == device]
+            models = {key[0] for key in there} | ({keep[0]} if keep else set())
+            most = self.most_models or len(models) + 1
+            sizes = _sizes({key: self._loaded[key] for key in there})
+            coming = 0 if keep else 1
+            for key in there:
+                left = {one[0] for one in there if one in self._loaded}
+                used = sum(sizes[one] for one in there if one in self._loaded)
+                if used + wanted_bytes <= budget and len(left) + coming <= most:
+                    break
+                if keep is None or key[0] != keep[0]:
+                    del self._loaded[key]
+        release()
+
+    def _budget_mib(self, device: str) -> int:
+        if self.budget_mib is not None:
+            return self.budget_mib
+        if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+            index = int(device.partition(":")[2] or 0)
+            return int(torch.cuda.get_device_properties(index).total_memory * BUDGET_SHARE) >> 20
+        try:
+            physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):  # a system that does not say
+            return 8192
+        return int(physical * BUDGET_SHARE) >> 20
+
+    def _size_on_disk(self, info: ModelInfo, device: str) -> int:
+        """What its weights will take, judged by the file: a half-precision one doubles on a CPU."""
+        seen = identify(info.model_files.path)
+        full = {"fp32": 4, "fp16": 2, "bf16": 2}.get(self.dtype, 2 if "cuda" in device else 4)
+        return seen.size_bytes * full // (4 if seen.dtype == "F32" else 2)
+
+
+def _named(text: str, models: list[ModelInfo]) -> ModelInfo | None:
+    bare = text.rpartition(" [")[0] or text
+    for model in models:
+        if text in (model.name, model.path.name, str(model.path)) or bare in (model.name, model.path.name):
+            return model
+    digits = text.lower()
+    if len(digits) in (8, 10, 64) and set(digits) <= set("0123456789abcdef"):
+        for model in models:
+            if (model.known_sha256 or "").startswith(digits):
+                return model
+    return None
+
+
+def _sizes(engines: dict[Key, Engine]) -> dict[Key, int]:
+    """Bytes of each, weights that two of them share counted once."""
+    seen: set[int] = set()
+    sizes = {}
+    for key, engine in engines.items():
+        new = {id(weight): weight.nbytes for weight in _weights(engine) if id(weight) not in seen}
+        seen |= set(new)
+        sizes[key] = sum(new.values())
+    return sizes
+
+
+def _bytes(engine: Engine) -> int:
+    return sum(weight.nbytes for weight in _weights(engine))
+
+
+def _weights(engine: Engine) -> list[torch.Tensor]:
+    return [weight for module in engine.parts.modules for weight in module.parameters()]
