@@ -14,27 +14,24 @@ from fastsd_lib.generation.request import (
     MASK_FILLS,
     MAX_SEED,
     RESIZE_MODES,
-    UPSCALER_LABELS,
     GenerationRequest,
-    Hires,
     Inpaint,
 )
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler, find_schedule
 from fastsd_lib.generation.styles import Style, apply_styles, read_styles
 from fastsd_lib.webui import a1111_settings
+from fastsd_lib.webui.a1111_checks import GRAIN_PX, SAME, check_amounts, not_here, refuse_what_is_not_here
 from fastsd_lib.webui.a1111_control import units_of
+from fastsd_lib.webui.a1111_hires import with_second_pass
 from fastsd_lib.webui.a1111_infotext import filled
 from fastsd_lib.webui.a1111_models import DrawingBody, Img2ImgBody, Txt2ImgBody
 from fastsd_lib.webui.a1111_pictures import read_picture
-from fastsd_lib.webui.a1111_scripts import ALWAYS_ON, spread
+from fastsd_lib.webui.a1111_scripts import spread
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-GRAIN_PX = 8  # A1111 draws in multiples of this and rounds down
-_SAME = ("", "none", "use same sampler", "use same scheduler", "use same checkpoint")
 
 
 @dataclass(frozen=True)
@@ -61,15 +58,15 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
     styles = known_styles(context)
     body, from_infotext = filled(body, styles)
     settings, warnings = _settings(body, from_infotext, context)
-    _refuse_what_is_not_here(body)
-    _check_amounts(body, context)
+    refuse_what_is_not_here(body)
+    check_amounts(body, context)
     model, vae = _model(body, settings, from_infotext, context, warnings)
     body = body.model_copy(update={"seed": _seed(body.seed, body), "subseed": _seed(body.subseed, body)})
     units, sent_back = _control(body, context)
     orders: list[Order] = []
     spreading = spread(body)
     for one in spreading.bodies:
-        _check_amounts(one, context)
+        check_amounts(one, context)
         for request in _requests(one, settings, styles, units, context, warnings):
             request.check()
             orders.append(
@@ -132,10 +129,10 @@ def _model(
     for name in ("hr_checkpoint_name", "refiner_checkpoint"):
         other = getattr(body, name, None)
         used = name == "refiner_checkpoint" or getattr(body, "enable_hr", False)
-        if other and used and other.lower() not in _SAME:
+        if other and used and other.lower() not in SAME:
             found = a1111_settings.find_model(context, other, name)
             if found.name != context.service.shelf.find(model).name:
-                raise _not_here(name, other, "one model draws a picture to its end")
+                raise not_here(name, other, "one model draws a picture to its end")
     try:
         return model, a1111_settings.find_vae(context, settings["sd_vae"])
     except Refused:
@@ -143,53 +140,6 @@ def _model(
             raise
         warnings.append(f"infotext: no VAE {from_infotext['sd_vae']!r} here; the model's own was used")
         return model, ""
-
-
-def _refuse_what_is_not_here(body: DrawingBody) -> None:
-    if body.restore_faces:
-        raise _not_here("restore_faces", True, "there is no face restoration")
-    if body.s_min_uncond:
-        raise _not_here("s_min_uncond", body.s_min_uncond, "every step is guided")
-    for name in body.alwayson_scripts:
-        if name.strip().lower() not in ALWAYS_ON:
-            raise Refused(
-                422, f"always on script {name[:100]} not found.", f"there is: {', '.join(sorted(ALWAYS_ON))}."
-            )
-    if not isinstance(body, Img2ImgBody):
-        return
-    if not body.init_images:
-        raise Refused(404, "Init image not found: init_images is empty.", "send one in base64.")
-    if body.initial_noise_multiplier not in (None, 1.0):
-        raise _not_here(
-            "initial_noise_multiplier", body.initial_noise_multiplier, "noise has its full strength"
-        )
-    if body.latent_mask:
-        raise _not_here("latent_mask", "a picture", "there is one mask", "send it as mask.")
-    if body.mask and not body.mask_round:
-        raise _not_here("mask_round", False, "a pixel is drawn anew or stays")
-
-
-def _not_here(name: str, value: Any, why: str, fix: str = "leave it out.") -> Refused:
-    return Refused(422, f"{name} is {str(value)[:100]!r}, which this server cannot do: {why}.", fix)
-
-
-def _check_amounts(body: DrawingBody, context: ApiContext) -> None:
-    limits = context.limits
-    if body.batch_size * body.n_iter > limits.pictures:
-        asked = f"batch_size {body.batch_size} x n_iter {body.n_iter}"
-        raise Refused(422, f"{asked} is more than {limits.pictures} pictures.", "ask for fewer.")
-    _check_area(body.width, body.height, "width x height", context)
-    for name in ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt"):
-        tags = getattr(body, name, "").count("<")
-        if tags > limits.networks:
-            raise Refused(422, f"{name} has {tags} tags <...>.", f"use at most {limits.networks}.")
-
-
-def _check_area(width: int, height: int, what: str, context: ApiContext) -> None:
-    limits = context.limits
-    if width * height > limits.pixels or max(width, height) > limits.side_px:
-        most = f"{limits.pixels / 1e6:.1f} million pixels and {limits.side_px} on a side"
-        raise Refused(422, f"{what} is {width} x {height}; the most is {most}.", "ask for a smaller picture.")
 
 
 def _control(body: DrawingBody, context: ApiContext) -> tuple[list[ControlUnit], list[bool]]:
@@ -217,7 +167,7 @@ def _requests(
     """One, unless several pictures are to be drawn over: then one for each picture and round."""
     base = _base(body, settings, styles, units, warnings)
     if isinstance(body, Txt2ImgBody):
-        return [_with_second_pass(base, body, styles, context)]
+        return [with_second_pass(base, body, styles, context)]
     pictures = [
         read_picture(text, f"init_images[{number}]", context.limits, context.flags)
         for number, text in enumerate(body.init_images)
@@ -306,112 +256,6 @@ def _eta(sampler: str, body: DrawingBody, settings: Mapping[str, Any]) -> float 
 
 def _or_setting(asked: Any, setting: Any) -> Any:
     return setting if asked is None else asked
-
-
-def _with_second_pass(
-    base: GenerationRequest, body: Txt2ImgBody, styles: Mapping[str, Style], context: ApiContext
-) -> GenerationRequest:
-    if not body.enable_hr:
-        return base
-    width_px, height_px = body.hr_resize_x, body.hr_resize_y
-    if body.firstphase_width > 0 or body.firstphase_height > 0:
-        width_px, height_px = base.width_px, base.height_px
-        firsts = body.firstphase_width or width_px, body.firstphase_height or height_px
-        base = replace(
-            base, **dict(zip(("width_px", "height_px"), (_first(one) for one in firsts), strict=True))
-        )
-    for name, side in (("hr_resize_x", width_px), ("hr_resize_y", height_px)):
-        if side < 0 or 0 < side < GRAIN_PX:
-            raise Refused(422, f"{name} is {side}.", f"take 0, or at least {GRAIN_PX}.")
-    _check_hires_size(base, width_px, height_px, body.hr_scale, context)
-    prompt, negative, _ = apply_styles(body.hr_prompt, body.hr_negative_prompt, body.styles, styles)
-    hires = Hires(
-        scale=1.0 if width_px or height_px else body.hr_scale,
-        width_px=_first(width_px) if width_px else None,
-        height_px=_first(height_px) if height_px else None,
-        upscaler=_upscaler(body.hr_upscaler, context),
-        strength=body.denoising_strength,
-        inference_steps=_hires_steps(body.hr_second_pass_steps),
-        prompt=prompt if body.hr_prompt else "",
-        negative_prompt=negative if body.hr_negative_prompt else "",
-        guidance_scale=body.hr_cfg if "hr_cfg" in body.model_fields_set else None,
-        **_hires_sampler(body),
-    )
-    if body.firstpass_image:
-        return _second_pass_alone(base, hires, body, context)
-    return replace(base, hires=hires)
-
-
-def _first(side: int) -> int:
-    return max(side // GRAIN_PX, 1) * GRAIN_PX
-
-
-def _hires_steps(steps: int) -> int:
-    if not 0 <= steps <= 1000:
-        raise Refused(422, f"hr_second_pass_steps is {steps}.", "take 0 (as many as the first pass) to 1000.")
-    return steps
-
-
-def _hires_sampler(body: Txt2ImgBody) -> dict[str, str]:
-    sampler, scheduler = body.hr_sampler_name or "", body.hr_scheduler or ""
-    sampler = "" if sampler.lower() in _SAME else sampler
-    scheduler = "" if scheduler.lower() in _SAME else scheduler
-    try:
-        if sampler:
-            find_sampler(sampler)
-        return {"sampler": sampler, "schedule": find_schedule(scheduler) if scheduler else ""}
-    except UserError as error:
-        raise Refused(404, f"Of the second pass: {error.message}", error.fix) from None
-
-
-def _check_hires_size(
-    base: GenerationRequest, width: int, height: int, scale: float, context: ApiContext
-) -> None:
-    if not (width or height) and not 1 <= scale <= 8:
-        raise Refused(422, f"hr_scale is {scale:g}.", "take 1 to 8; 2 is usual.")
-    scale = width / base.width_px if width else height / base.height_px if height else scale
-    size = [
-        wanted or round(side * scale) for wanted, side in ((width, base.width_px), (height, base.height_px))
-    ]
-    _check_area(*size, "the second pass's size", context)
-
-
-def _upscaler(label: str | None, context: ApiContext) -> str:
-    """Our name of it. Programs write "None" for plain resampling."""
-    wanted = (label or "Latent").strip().lower()
-    ours = {named.lower(): name for name, named in UPSCALER_LABELS.items()} | {"none": "lanczos"}
-    if wanted in ours:
-        return ours[wanted]
-    if wanted in UPSCALER_LABELS:
-        return wanted
-    raise Refused(
-        422,
-        f"hr_upscaler: could not find upscaler named {label!r}.",
-        f"take one of: {', '.join(UPSCALER_LABELS.values())}.",
-    )
-
-
-def _second_pass_alone(
-    base: GenerationRequest, hires: Hires, body: Txt2ImgBody, context: ApiContext
-) -> GenerationRequest:
-    """What `firstpass_image` asks for: the given picture takes the place of the first pass."""
-    picture = read_picture(body.firstpass_image, "firstpass_image", context.limits, context.flags)
-    width_px = hires.width_px or _first(round(base.width_px * hires.scale))
-    height_px = hires.height_px or _first(round(base.height_px * hires.scale))
-    return replace(
-        base,
-        init=picture,
-        width_px=width_px,
-        height_px=height_px,
-        resize_mode="latent" if hires.upscaler.startswith("latent") else "stretch",
-        strength=hires.strength,
-        inference_steps=hires.inference_steps or base.inference_steps,
-        sampler=hires.sampler or base.sampler,
-        schedule=hires.schedule or base.schedule,
-        prompt=hires.prompt or base.prompt,
-        negative_prompt=hires.negative_prompt or base.negative_prompt,
-        guidance_scale=base.guidance_scale if hires.guidance_scale is None else hires.guidance_scale,
-    )
 
 
 def _drawn_over(

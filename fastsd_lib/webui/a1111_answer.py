@@ -12,6 +12,7 @@ from fastsd_lib.core.files import atomic_path
 from fastsd_lib.generation.infotext import VERSION, infotext
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler
 from fastsd_lib.webui.a1111 import Ordered
+from fastsd_lib.webui.a1111_control import detected_maps
 from fastsd_lib.webui.a1111_models import Img2ImgBody
 from fastsd_lib.webui.a1111_pictures import file_bytes, grid_of, in_base64
 from fastsd_lib.webui.context import ApiContext
@@ -33,9 +34,7 @@ class Model:
     hash: str
 
 
-def answer_of(
-    ordered: Ordered, pictures: list[GeneratedImage], maps: list[Image], context: ApiContext
-) -> dict[str, Any]:
+def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext) -> dict[str, Any]:
     """The body of the answer. Codes pictures: not for the thread that answers everybody.
 
     Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked.
@@ -54,6 +53,8 @@ def answer_of(
         shown.insert(0, (grid, texts[0]))
     sent = [in_base64(image, settings, text) for image, text in shown] if body.send_images else None
     if sent is not None:
+        size_px = images[0].size if images else (ordered.first.width_px, ordered.first.height_px)
+        maps = detected_maps(ordered.first, size_px, ordered.maps_sent_back, context)
         sent += [in_base64(image, settings) for image in maps]
     info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)
     return {

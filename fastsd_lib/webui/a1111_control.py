@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation.control_modules import find_module
 from fastsd_lib.generation.control_request import ControlUnit
 from fastsd_lib.webui.a1111_models import Body, Name, Share
 from fastsd_lib.webui.a1111_pictures import read_picture
@@ -15,6 +17,8 @@ from fastsd_lib.webui.context import ApiContext
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastsd_lib.generation.request import GenerationRequest
 
 RESIZE_MODES = {"just resize": "stretch", "crop and resize": "crop", "resize and fill": "fill"}
 RESIZE_MODES |= {  # what the extension called them until 2023
@@ -131,8 +135,8 @@ def _unit(unit: UnitBody, where: str, context: ApiContext) -> ControlUnit:
     model = unit.model.strip()
     return ControlUnit(
         image=image,
-        model="" if model.lower() == "none" else model,
-        preprocessor=unit.module.strip() or "none",
+        model="" if model.lower() == "none" else _model(model, where, context),
+        preprocessor=_module(unit.module, where),
         weight=unit.weight,
         start=unit.guidance_start,
         end=unit.guidance_end,
@@ -145,6 +149,21 @@ def _unit(unit: UnitBody, where: str, context: ApiContext) -> ControlUnit:
         threshold_b=_own(unit.threshold_b, f"{where}: threshold_b"),
         hires_pass=_one_of(PASSES, unit.hr_option, f"{where}: hr_option"),
     )
+
+
+def _model(name: str, where: str, context: ApiContext) -> str:
+    library = getattr(context.service.shelf.library, "controlnets", None)
+    try:
+        return library.find(name).name if library is not None else name
+    except UserError as error:
+        raise Refused(422, f"{where}: model: {error.message}", error.fix) from None
+
+
+def _module(name: str, where: str) -> str:
+    try:
+        return find_module(name.strip() or "none").name
+    except UserError as error:
+        raise Refused(422, f"{where}: module: {error.message}", error.fix) from None
 
 
 def _image_and_mask(unit: UnitBody, where: str, context: ApiContext) -> tuple[Image | None, Image | None]:
@@ -182,3 +201,27 @@ def _one_of(names: Mapping[str, str], value: Any, where: str) -> str:
         known = [name for name in names if " " in name or len(name) > 3]
         raise Refused(422, f"{where} is {str(value)[:100]!r}.", f"take one of: {', '.join(known)}.")
     return found
+
+
+def detected_maps(
+    request: GenerationRequest, size_px: tuple[int, int], sent_back: list[bool], context: ApiContext
+) -> list[Image]:
+    """What each unit's preprocessor made of its picture, at the size that was drawn."""
+    from fastsd_lib.generation.preprocessors import as_rgb, fitted, preprocess
+
+    maps = []
+    for unit, wanted in zip(request.control, sent_back, strict=True):
+        picture = unit.image or request.init
+        if not wanted or picture is None:
+            continue
+        picture = as_rgb(picture)
+        made = preprocess(
+            picture,
+            unit.preprocessor,
+            resolution_px=None if unit.pixel_perfect else unit.resolution_px,
+            a=unit.threshold_a,
+            b=unit.threshold_b,
+            folders=context.service.shelf.folders.controlnets,
+        )
+        maps.append(fitted(made, size_px, unit.resize_mode))
+    return maps

@@ -49,8 +49,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
         for job in jobs:
             context.service.cancel(job.id)
         raise
-    maps = [image for job in jobs[:1] for image in _maps(job, ordered)]
-    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, maps, context)
+    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context)
 
 
 def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
@@ -85,7 +84,3 @@ async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> l
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _maps(job: Job, ordered: Ordered) -> list[Any]:
-    return []
