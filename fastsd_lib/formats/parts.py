@@ -121,8 +121,7 @@ def load_parts(
         weights = folder_weights(model.path, configs)
     config = {name: json.loads(text) for name, text in configs.items() if name.endswith(".json")}
     modules = {
-        part: _fill(_empty(part, config[f"{part}/config.json"]), weights[part], device, dtype)
-        for part in weights
+        part: module_of(part, config[f"{part}/config.json"], weights[part], device, dtype) for part in weights
     }
     tokenizers = {
         part: _tokenizer(configs, model.path, part.replace("text_encoder", "tokenizer"))
@@ -150,6 +149,13 @@ def load_parts(
         asks_for_score=bool(index.get("requires_aesthetics_score", False)),
         notes=_notes(schedule),
     )
+
+
+def module_of(
+    part: str, config: Mapping[str, Any], weights: Weights, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    """One part of a model ("unet", "vae", "text_encoder", "text_encoder_2"), ready to work, with frozen weights."""
+    return _fill(_empty(part, config), weights, device, dtype)
 
 
 def _notes(schedule: Mapping[str, Any]) -> tuple[str, ...]:

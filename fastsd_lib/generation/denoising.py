@@ -154,7 +154,7 @@ def _predicted(parts: Parts, rows: Sequence[Seen]) -> torch.Tensor:
     """The U-Net's answers to all rows, float32."""
     like = next(parts.unet.parameters())
     times = [block.time for block in rows for _ in block.x]
-    return parts.unet(
+    return (parts.fast_unet or parts.unet)(
         torch.cat([block.x for block in rows]).to(like.dtype),
         torch.tensor(times, dtype=torch.float32, device=like.device),
         **join([(block.text, len(block.x)) for block in rows]),

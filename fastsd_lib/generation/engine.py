@@ -15,6 +15,7 @@ from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.formats.parts import Parts, load_parts
 from fastsd_lib.formats.single_file import carries_configs
 from fastsd_lib.generation.denoising import denoise_together
+from fastsd_lib.generation.fast_unet import prepare
 from fastsd_lib.generation.passes import batch
 from fastsd_lib.generation.plan import GUIDANCE_SCALE, Plan, drawing_mode, make_plan
 from fastsd_lib.generation.record import record_of
@@ -77,7 +78,9 @@ def load_engine(
     if config_from is None and model.layout == "single_file" and not carries_configs(model.path):
         config_from = registry.configs_for(model.path)
     chosen = dtypes.get(dtype, torch.float32 if where.type == "cpu" else torch.float16)
-    return Engine(load_parts(model, where, chosen, config_from), model)
+    parts = load_parts(model, where, chosen, config_from)
+    prepare(parts, threads)
+    return Engine(parts, model)
 
 
 def draw(
