@@ -71,8 +71,9 @@ class UnitBody(Body):
     def _by_new_names(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        renamed = {_OLD_NAMES.get(name, name): value for name, value in given.items() if name in _OLD_NAMES}
-        return {**renamed, **{name: value for name, value in given.items() if name not in _OLD_NAMES}}
+        said = {name: value for name, value in given.items() if value is not None}
+        renamed = {_OLD_NAMES[name]: value for name, value in said.items() if name in _OLD_NAMES}
+        return renamed | {name: value for name, value in said.items() if name not in _OLD_NAMES}
 
     @field_validator("image", "mask", "effective_region_mask", mode="after")
     @classmethod
