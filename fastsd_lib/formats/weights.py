@@ -107,13 +107,13 @@ def folder_weights(folder: Path, configs: Mapping[str, str]) -> dict[str, Weight
     label = FAMILY_LABELS[family_of(configs)]
     for part, table in key_tables(configs).items():
         found: Weights = {}
-        for key, file in _part_files(folder / part, WEIGHT_NAMES[part]).items():
+        for key, file in part_files(folder / part, WEIGHT_NAMES[part]).items():
             if not key.endswith(
                 "position_ids"
             ):  # 0, 1, 2 ...: current transformers refuse it, others make it
-                found[_modern_name(part, key)] = Weight(file, key, file.tensors[key].shape)
+                found[modern_name(part, key)] = Weight(file, key, file.tensors[key].shape)
         _refuse_strangers(folder / part, [name for name in found if rename(name, table) is None], label)
-        _check_complete(folder / part, part, found, table)
+        check_complete(folder / part, part, found, table)
         parts[part] = found
     return parts
 
@@ -150,7 +150,7 @@ def single_file_weights(file: TensorFile, configs: Mapping[str, str]) -> dict[st
     if kind == "sd2":
         strangers = [key for key in strangers if not _is_unread_layer(key)]
     for part, found in parts.items():
-        _check_complete(file.path, part, found, tables[part])
+        check_complete(file.path, part, found, tables[part])
     _refuse_strangers(file.path, strangers, FAMILY_LABELS[kind])
     return parts
 
@@ -200,7 +200,7 @@ def _transposed(data: bytes, stored: Tensor) -> bytes:
     return values.T.tobytes()
 
 
-def _part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
+def part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
     """Tensor name -> file: the plain file, shards with an index, or the only variant (model.fp16...)."""
     plain, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if plain.is_file():
@@ -228,7 +228,7 @@ def _whole(path: Path) -> dict[str, TensorFile]:
     return dict.fromkeys(file.tensors, file)
 
 
-def _modern_name(part: str, key: str) -> str:
+def modern_name(part: str, key: str) -> str:
     """The spellings that folders of all ages use, brought to one."""
     if part.startswith("text_encoder") and not key.startswith("text_projection."):
         return _with_text_model(key)
@@ -243,7 +243,8 @@ def _with_text_model(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def _check_complete(origin: Path, part: str, names: Iterable[str], table: Table) -> None:
+def check_complete(origin: Path, part: str, names: Iterable[str], table: Table) -> None:
+    """UserError when modules that every model of this shape has are without a tensor."""
     missing = missing_modules(set(names), table)
     if missing:
         raise UserError(

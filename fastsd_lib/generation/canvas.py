@@ -78,12 +78,6 @@ def _touched(mask: Image.Image) -> Image.Image:
     return mask.point(lambda level: 255 * (level > 0))
 
 
-def without_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """Middle gray under the mask: what inpainting models are shown."""
-    gray = Image.new("RGB", picture.size, (127, 127, 127))
-    return Image.composite(gray, picture, mask)
-
-
 def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """The masked part coloured by what surrounds it, ever more smoothly towards its middle."""
     known = np.asarray(mask, dtype=np.float32) == 0

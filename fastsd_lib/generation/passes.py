@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.canvas import latent_mask, without_masked
+from fastsd_lib.generation.canvas import latent_mask
 from fastsd_lib.generation.denoising import Denoising
 from fastsd_lib.generation.noise import PictureNoise, Variation
 from fastsd_lib.generation.plan import Plan
@@ -215,10 +215,11 @@ def _inpainting_extra(
     factor, like = plan.parts.vae_factor, next(plan.parts.unet.parameters())
     if mask is None:  # all is drawn, nothing is shown
         mask = torch.ones(size, device=like.device)
-        shown = Image.new("RGB", (size[1] * factor, size[0] * factor), (127, 127, 127))
+        shown = Image.new("RGB", (size[1] * factor, size[0] * factor))
+        hidden = Image.new("L", shown.size, 255)
     else:
-        shown = without_masked(plan.canvas.picture, plan.canvas.mask)
-    latents = encode_pictures(plan.parts, [shown], plan.note)
+        shown, hidden = plan.canvas.picture, plan.canvas.mask
+    latents = encode_pictures(plan.parts, [shown], plan.note, hidden)
     return torch.cat([mask.to(latents)[None, None], latents], dim=1).expand(count, -1, -1, -1)
 
 
