@@ -15,6 +15,7 @@ from typing import Any
 
 from fastsd_lib.cli_draw import add_generate
 from fastsd_lib.cli_session import add_session
+from fastsd_lib.cli_webui import add_webui
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_identify,
         _add_convert,
         _add_models,
-        _add_webui,
+        add_webui,
         _add_benchmark,
     ):
         add(known)
@@ -241,53 +242,6 @@ def _models_download(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 # ------------------------------------------------------------------ web UI, benchmarks
-
-
-def _add_webui(known: Any) -> None:
-    parser = command(known, "webui", _webui, "the web UI on this machine", as_json=False)
-    parser.add_argument("--model", default="embedded", metavar="M")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--user", metavar="U")
-    parser.add_argument(
-        "--password",
-        metavar="P",
-        help="seen by all users of this machine while it starts; better: FASTSD_PASSWORD or --password-file",
-    )
-    parser.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="lines user:password, or with --user the password"
-    )
-    parser.add_argument("--no-auth", action="store_true", help="ask nobody for a password")
-    parser.add_argument(
-        "--anyone-may-use-this-machine",
-        action="store_true",
-        help="with --no-auth: although other machines reach it",
-    )
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name it may be called by"
-    )
-
-
-def _webui(options: argparse.Namespace, rest: list[str]) -> int:
-    import os
-
-    from fastsd_lib.workflows import webui
-
-    if options.password:
-        webui.hide_password(options.password)
-    from_surroundings = os.environ.pop("FASTSD_PASSWORD", None)  # what we start need not know it
-    webui.serve(
-        options.model,
-        host=options.host,
-        port=options.port,
-        user=options.user,
-        password=options.password or (None if options.password_file else from_surroundings),
-        password_file=options.password_file,
-        no_auth=options.no_auth,
-        open_to_all=options.anyone_may_use_this_machine,
-        names=options.allow_host,
-    )
-    return 0
 
 
 def _add_benchmark(known: Any) -> None:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ class Server:
     """A running page; `close()` frees the port."""
 
     def __init__(
-        self, guard: Guard, door: Door, running: uvicorn.Server, bound: socket.socket, scratch: Path | None
+        self,
+        guard: Guard,
+        door: Door,
+        running: uvicorn.Server,
+        bound: socket.socket,
+        scratch: Path | None,
+        closing: Callable[[], None],
     ) -> None:
-        self.guard = guard
+        self.guard, self._closing = guard, closing
         self._door, self._running, self._socket, self._scratch = door, running, bound, scratch
         self.port: int = bound.getsockname()[1]
         self._thread = threading.Thread(target=running.run, args=([bound],), name="webui", daemon=True)
@@ -70,16 +77,22 @@ class Server:
         self._running.force_exit = True
         self._socket.close()
         self.guard.close()
+        self._closing()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def serve_app(
-    app: Any, door: Door, port: int | None = 7860, scratch: Path | None = None, limits: Limits | None = None
+    app: Any,
+    door: Door,
+    port: int | None = 7860,
+    scratch: Path | None = None,
+    limits: Limits | None = None,
+    closing: Callable[[], None] = lambda: None,
 ) -> Server:
     """Serve any ASGI app behind the guard and return when it answers. UserError when the port is taken.
 
-    `scratch` is removed when the server closes.
+    When the server closes, `closing` is called and `scratch` removed.
     """
     guard = Guard(
         app, Access(door.users), Names(door.host, door.names), limits or Limits(), door.users.values()
@@ -98,7 +111,7 @@ def serve_app(
         timeout_graceful_shutdown=2,
     )
     bound = _bind(door.host.strip("[]"), port)
-    server = Server(guard, door, uvicorn.Server(config), bound, scratch)
+    server = Server(guard, door, uvicorn.Server(config), bound, scratch, closing)
     server.wait_until_ready()
     return server
 

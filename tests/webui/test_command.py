@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -38,7 +40,7 @@ def test_an_open_address_gets_a_password_that_is_printed_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with typed("--host", "0.0.0.0", "--port", str(port)) as running:
+    with typed("--host", "0.0.0.0", "--port", str(port), "--folder", str(tmp_path)) as running:
         lines = []
         for line in running.stdout:
             lines.append(line)
@@ -60,11 +62,42 @@ def test_no_password_on_an_open_address_is_refused_at_once():
     assert "--anyone-may-use-this-machine" in said and "Traceback" not in said
 
 
-def test_a_typed_password_is_soon_hidden():
-    with typed("--password", "hunter: 2", "--port", "1") as running:
+def test_a_typed_password_is_soon_hidden(tmp_path):
+    with typed("--password", "hunter: 2", "--port", "1", "--folder", str(tmp_path)) as running:
         listed = Path(f"/proc/{running.pid}/cmdline")
         end = time.monotonic() + 30
         while b"*********" not in listed.read_bytes():
             assert time.monotonic() < end
             time.sleep(0.02)
         assert b"hunter" not in listed.read_bytes() and b"--port" in listed.read_bytes()
+
+
+def test_the_api_alone_draws_and_ends_with_its_history_kept(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--no-ui", "--port", str(port), "--folder", str(tmp_path / "mine"))
+    imported = set()
+    with typed(*words, PYTHONPROFILEIMPORTTIME="1") as running:
+        for line in running.stdout:
+            if line.startswith("The API is at"):
+                assert f" http://127.0.0.1:{port}/ " in line
+                break
+            imported.add(line.rpartition("|")[2].strip())
+        body = {"prompt": "a red star", "steps": 2, "width": 64, "height": 64, "seed": 3}
+        url = f"http://127.0.0.1:{port}/sdapi/v1/txt2img"
+        answer = httpx.post(url, json=body, timeout=60, trust_env=False)
+        assert answer.status_code == 200 and len(answer.json()["images"]) == 1
+        running.send_signal(signal.SIGTERM)
+        assert "Traceback" not in running.stdout.read()
+    assert "fastapi" in imported and "gradio" not in imported
+    kept = sqlite3.connect(tmp_path / "mine" / "history.sqlite").execute("SELECT * FROM jobs").fetchall()
+    assert len(kept) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with typed("--no-ui", "--folder", str(tmp_path / "file" / "in")) as running:
+        said = running.stdout.read()
+        assert running.wait(30) == 2
+    assert "cannot be made: Not a directory" in said and "--folder DIR" in said and "Traceback" not in said
