@@ -44,10 +44,15 @@ class Correction:
     up: torch.Tensor
     scale: float  # alpha / rank
 
+    def change(self, strength: float = 1.0) -> torch.Tensor:
+        """(out, in, ...), fp32."""
+        change = (self.up.flatten(1) @ self.down.flatten(1)) * (self.scale * strength)
+        return change.reshape(self.up.shape[0], *self.down.shape[1:])
+
     def added_to(self, weight: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
         """(out, in, ...), dtype and device of `weight`."""
-        change = (self.up.flatten(1) @ self.down.flatten(1)) * (self.scale * strength)
-        return (weight.float() + change.reshape(weight.shape).to(weight.device)).to(weight.dtype)
+        change = self.change(strength).reshape(weight.shape)
+        return (weight.float() + change.to(weight.device)).to(weight.dtype)
 
 
 def module_key(part: str, path: str) -> str:
