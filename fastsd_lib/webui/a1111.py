@@ -105,7 +105,7 @@ def _settings(
     warnings = [f"override_settings: there is no option {name[:100]!r}; it was ignored" for name in unknown]
     if not body.override_settings_restore_afterwards:
         known = {name: value for name, value in body.override_settings.items() if name not in unknown}
-        a1111_settings.change(context, known)
+        a1111_settings.apply(context, a1111_settings.checked_change(context, known))
     return settings, warnings
 
 

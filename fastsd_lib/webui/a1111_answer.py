@@ -12,7 +12,6 @@ from fastsd_lib.core.files import atomic_path
 from fastsd_lib.generation.infotext import VERSION, infotext
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler
 from fastsd_lib.webui.a1111 import Ordered
-from fastsd_lib.webui.a1111_control import detected_maps
 from fastsd_lib.webui.a1111_models import Img2ImgBody
 from fastsd_lib.webui.a1111_pictures import file_bytes, grid_of, in_base64
 from fastsd_lib.webui.context import ApiContext
@@ -53,8 +52,7 @@ def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiCont
         shown.insert(0, (grid, texts[0]))
     sent = [in_base64(image, settings, text) for image, text in shown] if body.send_images else None
     if sent is not None:
-        size_px = images[0].size if images else (ordered.first.width_px, ordered.first.height_px)
-        maps = detected_maps(ordered.first, size_px, ordered.maps_sent_back, context)
+        maps = _maps(pictures, ordered.maps_sent_back)
         sent += [in_base64(image, settings) for image in maps]
     info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)
     return {
@@ -84,6 +82,12 @@ def _grid(ordered: Ordered, images: list[Image]) -> Image | None:
     if not wanted or (len(images) < 2 and settings["grid_only_if_multiple"]):
         return None
     return grid_of(images, max(settings["n_rows"], 0))
+
+
+def _maps(pictures: list[GeneratedImage], sent_back: list[bool]) -> list[Image]:
+    """What the ControlNet units saw, the same for all pictures; those of units that want it."""
+    maps = pictures[0].control_maps if pictures else ()
+    return [one for one, wanted in zip(maps, sent_back, strict=False) if wanted]
 
 
 def _echo(body: Any) -> dict[str, Any]:

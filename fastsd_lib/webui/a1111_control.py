@@ -18,8 +18,6 @@ from fastsd_lib.webui.context import ApiContext
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fastsd_lib.generation.request import GenerationRequest
-
 RESIZE_MODES = {"just resize": "stretch", "crop and resize": "crop", "resize and fill": "fill"}
 RESIZE_MODES |= {  # what the extension called them until 2023
     "inner fit (scale to fit)": "crop",
@@ -153,9 +151,8 @@ def _unit(unit: UnitBody, where: str, context: ApiContext) -> ControlUnit:
 
 
 def _model(name: str, where: str, context: ApiContext) -> str:
-    library = getattr(context.service.shelf.library, "controlnets", None)
     try:
-        return library.find(name).name if library is not None else name
+        return context.service.shelf.library.controlnets.find(name).name
     except UserError as error:
         raise Refused(422, f"{where}: model: {error.message}", error.fix) from None
 
@@ -202,27 +199,3 @@ def _one_of(names: Mapping[str, str], value: Any, where: str) -> str:
         known = [name for name in names if " " in name or len(name) > 3]
         raise Refused(422, f"{where} is {str(value)[:100]!r}.", f"take one of: {', '.join(known)}.")
     return found
-
-
-def detected_maps(
-    request: GenerationRequest, size_px: tuple[int, int], sent_back: list[bool], context: ApiContext
-) -> list[Image]:
-    """What each unit's preprocessor made of its picture, at the size that was drawn."""
-    from fastsd_lib.generation.preprocessors import as_rgb, fitted, preprocess
-
-    maps = []
-    for unit, wanted in zip(request.control, sent_back, strict=True):
-        picture = unit.image or request.init
-        if not wanted or picture is None:
-            continue
-        picture = as_rgb(picture)
-        made = preprocess(
-            picture,
-            unit.preprocessor,
-            resolution_px=None if unit.pixel_perfect else unit.resolution_px,
-            a=unit.threshold_a,
-            b=unit.threshold_b,
-            folders=context.service.shelf.folders.controlnets,
-        )
-        maps.append(fitted(made, size_px, unit.resize_mode))
-    return maps

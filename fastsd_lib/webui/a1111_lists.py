@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
+from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.request import LATENT_UPSCALERS, UPSCALER_LABELS
 from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.a1111_scripts import LISTED_ONLY, SCRIPTS
 from fastsd_lib.webui.context import ApiContext
+
+if TYPE_CHECKING:
+    from fastsd_lib.generation.embeddings import EmbeddingInfo
+    from fastsd_lib.generation.networks import NetworkLibrary
 
 Rows = list[dict[str, Any]]
 
@@ -94,7 +99,6 @@ def schedulers() -> Rows:
 
 
 def upscalers(context: ApiContext) -> Rows:
-    from fastsd_lib.core.errors import UserError
     from fastsd_lib.generation.upscale import upscalers as known
 
     rows = []
@@ -124,8 +128,8 @@ def models(context: ApiContext) -> Rows:
         {
             "title": model.title,
             "model_name": model.name,
-            "hash": model.short_hash,
-            "sha256": model.sha256,
+            "hash": (model.known_sha256 or "")[:10] or None,  # a large file's, once it has been used
+            "sha256": model.known_sha256,
             "filename": str(model.path),
             "config": None,
         }
@@ -144,40 +148,34 @@ def styles(context: ApiContext) -> Rows:
     ]
 
 
-def networks_of(context: ApiContext) -> Any:
-    return getattr(context.service.shelf.library, "networks", None)
+def networks_of(context: ApiContext) -> NetworkLibrary:
+    return context.service.shelf.library.networks
 
 
 def refresh_networks(context: ApiContext) -> None:
-    library = networks_of(context)
-    if library is not None:
-        library.refresh()
+    networks_of(context).refresh()
 
 
 def loras(context: ApiContext) -> Rows:
-    library = networks_of(context)
     return [
-        {"name": lora.name, "alias": lora.alias, "path": str(lora.path), "metadata": lora.metadata}
-        for lora in (library.loras() if library is not None else [])
+        {"name": lora.name, "alias": lora.alias, "path": str(lora.path), "metadata": dict(lora.metadata)}
+        for lora in networks_of(context).loras()
     ]
 
 
 def embeddings(context: ApiContext) -> dict[str, dict[str, Any]]:
     library = networks_of(context)
-    if library is None:
-        return {"loaded": {}, "skipped": {}}
     loaded = {one.name: _embedding(one) for one in library.embeddings()}
     return {"loaded": loaded, "skipped": {name: _nothing() for name in library.skipped()}}
 
 
-def _embedding(one: Any) -> dict[str, Any]:
-    widths = one.width if isinstance(one.width, list | tuple) else [one.width]
+def _embedding(one: EmbeddingInfo) -> dict[str, Any]:
     return {
         "step": one.step,
-        "sd_checkpoint": None,
+        "sd_checkpoint": one.sd_checkpoint,
         "sd_checkpoint_name": one.sd_checkpoint_name,
-        "shape": widths[-1] if widths else 0,
-        "vectors": one.vectors,
+        "shape": one.widths[-1],
+        "vectors": one.count,
     }
 
 

@@ -84,7 +84,10 @@ def router(context: ApiContext) -> APIRouter:
     @routes.post("/options", response_model=None, responses=answers(404))
     async def set_options(given: dict[str, Any]) -> None:
         """Change settings, all or none. `sd_model_checkpoint` is a model by title, name, file name or hash."""
-        await aside(a1111_settings.change, context, given)
+        new = await aside(a1111_settings.checked_change, context, given)
+        if new.get("sd_model_checkpoint"):  # loaded before it counts: a damaged file changes nothing
+            await asyncio.shield(asyncio.wrap_future(service.load(new["sd_model_checkpoint"])))
+        await aside(a1111_settings.apply, context, new)
 
     @routes.get("/cmd-flags", response_model=dict[str, Any])
     async def cmd_flags() -> Any:

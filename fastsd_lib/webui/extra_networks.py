@@ -110,8 +110,6 @@ def _items(context: ApiContext, page: str) -> Iterable[tuple[str, Path, dict[str
         return [(model.name, model.path, {}) for model in context.service.shelf.models()]
     if page not in PAGES:
         raise Refused(404, f"There is no page {page[:100]!r}.", f"there are: {', '.join(PAGES)}.")
-    if library is None:
-        return []
     if page == "lora":
         return [(one.name, one.path, dict(one.metadata)) for one in library.loras()]
     return [(one.name, one.path, {}) for one in library.embeddings()]
