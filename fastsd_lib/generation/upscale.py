@@ -15,7 +15,7 @@ from PIL import Image
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.library import find_files
 from fastsd_lib.generation.request import UPSCALER_LABELS
-from fastsd_lib.generation.upscale_nets import ENDINGS, Net, load_net
+from fastsd_lib.generation.upscale_nets import ENDINGS, Net, load_net, scale_of
 from fastsd_lib.generation.vae import out_of_memory, release
 
 TILE_PX = 256  # of the small picture, at once
@@ -35,7 +35,7 @@ class Upscaler:
     @property
     def scale(self) -> int:
         """By how much its network enlarges at once; 4 for those that take any scale, as lists show it."""
-        return load_net(self.path).scale if self.path else 4
+        return scale_of(self.path) if self.path else 4
 
 
 #: "None" leaves a picture as it is.

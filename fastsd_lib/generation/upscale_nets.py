@@ -126,6 +126,18 @@ def load_net(path: Path, device: torch.device | str = "cpu") -> Net:
         return _load(path, str(device), stat.st_size, stat.st_mtime_ns)
 
 
+def scale_of(path: Path) -> int:
+    """By how much the network of a file enlarges; remembered, so that lists read each file once."""
+    with plain_disk_errors(f"read {path.name}"):
+        stat = path.stat()
+        return _scale(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def _scale(path: Path, size_bytes: int, changed_ns: int) -> int:
+    return _made(path, _read(path)).scale
+
+
 @lru_cache(maxsize=3)
 def _load(path: Path, device: str, size_bytes: int, changed_ns: int) -> Net:
     with torch.inference_mode(False):  # whoever asks: what is kept is for everybody

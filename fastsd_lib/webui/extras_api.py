@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.infotext import read_infotext
 from fastsd_lib.generation.other_programs import PictureHistory, read_history
-from fastsd_lib.generation.styles import Style, read_styles
 from fastsd_lib.models import registry
+from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.a1111_models import Body, Name, Picture, Share
 from fastsd_lib.webui.a1111_pictures import in_base64, open_picture, picture_data, read_picture
 from fastsd_lib.webui.api_errors import Refused, answers
@@ -245,15 +245,8 @@ def _asked(text: str, context: ApiContext) -> PictureInfo:
         open_picture(data, "image", context.limits)  # says what is wrong with it
         return PictureInfo(info="")
     items = {name: value for name, value in history.texts.items() if name != "parameters"}
-    parameters = read_infotext(history.parameters, _styles(context))
+    parameters = read_infotext(history.parameters, known_styles(context))
     return PictureInfo(info=history.parameters, items=items, parameters=parameters, program=history.program)
-
-
-def _styles(context: ApiContext) -> dict[str, Style]:
-    styles: dict[str, Style] = {}
-    for path in context.service.shelf.folders.styles:
-        styles = read_styles(path) | styles  # the first one of a name counts
-    return styles
 
 
 def _told(text: str, context: ApiContext) -> str:
