@@ -67,6 +67,12 @@ class Plan:
         return [request.seed + number * (not request.variation_strength) for number in range(request.count)]
 
     @property
+    def learned_words(self) -> list[str]:
+        """Of both passes, in the order of the prompts."""
+        texts = [one for one in (self.conditioning, self.hires_conditioning) if one is not None]
+        return list(dict.fromkeys(word for one in texts for word in one.embeddings_used))
+
+    @property
     def alone(self) -> bool:
         """Whether a sampler looks at the picture to size its steps, so that each must go its own way."""
         request = self.request

@@ -48,6 +48,7 @@ def record_of(plan: Plan, number: int) -> dict[str, Any]:
             **_of_inpaint(request),
             **_of_hires(request),
             **_of_sampler(request),
+            **plan.networks.infotext(plan.learned_words),
             **{f"ControlNet {place}": unit.infotext for place, unit in enumerate(plan.control)},
         },
         "warnings": [*plan.warnings],
