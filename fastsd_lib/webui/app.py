@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
-from fastsd_lib.generation.engine import Engine, load_engine
+from fastsd_lib.generation.engine import GeneratedImage
 from fastsd_lib.generation.infotext import infotext, read_record, save_picture
+from fastsd_lib.generation.jobs import Order
+from fastsd_lib.generation.library import LibraryFolders
 from fastsd_lib.generation.request import MAX_SEED, GenerationRequest
+from fastsd_lib.generation.service import Service
+from fastsd_lib.generation.shelf import Shelf
 
 # Gradio reads this when it is imported, and calls home otherwise.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -25,21 +30,23 @@ import gradio as gr
 from fastapi import FastAPI
 
 from fastsd_lib.webui.door import LOOPBACK, Door
-from fastsd_lib.webui.drawing import Progress, Studio, state
+from fastsd_lib.webui.drawing import Orders, Progress, state
 from fastsd_lib.webui.look import CSS, theme
 from fastsd_lib.webui.page import READY, lay_out
 from fastsd_lib.webui.server import Server, serve_app
 
 
-def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
-    """The page for one loaded model; pictures are saved in `pictures_dir`, their record inside."""
-    studio, parts = Studio(engine), engine.parts
+def build_app(service: Service, pictures_dir: Path) -> gr.Blocks:
+    """The page for the service's current model, which is loaded now; pictures are saved in `pictures_dir`,
+    their record inside. UserError when the model cannot be loaded.
+    """
+    orders, parts = Orders(service), service.load().result().parts
 
-    def generate(  # its arguments are the names in the HTTP API; `request` is found by its type
+    async def generate(  # its arguments are the names in the HTTP API; `request` is found by its type
         prompt: str, negative_prompt: str, steps: int, guidance_scale: float, sampler: str,
         count: int, seed: int, width: int, height: int, request: gr.Request,
-    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        order = GenerationRequest(
+    ) -> AsyncIterator[tuple[Any, ...]]:  # fmt: skip
+        wanted = GenerationRequest(
             prompt=prompt or "",
             negative_prompt=negative_prompt or "",
             inference_steps=int(steps),
@@ -50,10 +57,12 @@ def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
             height_px=int(height) if height else None,
             sampler=sampler,
         )
-        yield from _draw(studio, order, request.session_hash or "", pictures_dir)
+        order = Order(wanted, owner=request.request.scope.get("fastsd.user") or "")
+        async for shown in _draw(orders, order, request.session_hash or "", pictures_dir):
+            yield shown
 
     def stop(request: gr.Request) -> None:
-        studio.stop(request.session_hash or "")
+        orders.stop(request.session_hash or "")
 
     with gr.Blocks(title="fastsd", analytics_enabled=False, fill_width=True) as blocks:
         page = lay_out(parts.name, parts.side_px, parts.vae_factor, parts.defaults)
@@ -64,7 +73,7 @@ def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
             [*inputs, page.width, page.height],
             [page.gallery, page.progress, page.record, page.go, page.stop],
             api_name="generate",
-            concurrency_limit=16,  # orders wait inside, where they can say so and be stopped
+            concurrency_limit=None,  # orders wait in the service, where they can say so and be stopped
             show_progress="hidden",
         )
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -72,21 +81,25 @@ def build_app(engine: Engine, pictures_dir: Path) -> gr.Blocks:
         page.stop.click(stop, queue=False, **quiet)
         page.dice.click(lambda: random.randint(0, MAX_SEED), None, page.seed, queue=False, **quiet)
         page.gallery.select(_record_of, page.gallery, page.record, **quiet)
+        blocks.unload(stop)  # a browser that leaves is drawn for no longer
     return blocks
 
 
 def start(
-    engine: Engine, door: Door = LOOPBACK, port: int | None = 7860, pictures_dir: Path | None = None
+    service: Service, door: Door = LOOPBACK, port: int | None = 7860, pictures_dir: Path | None = None
 ) -> Server:
-    """Serve the page and return at once. `port` None takes any free one; without `pictures_dir` the pictures
-    are gone when the server closes.
+    """Serve the page alone and return at once. `port` None takes any free one; without `pictures_dir` the
+    pictures are gone when the server closes.
 
     `door` says who gets in; nothing is shared through anybody's relay. UserError when the port is taken.
     """
     scratch = None if pictures_dir else Path(tempfile.mkdtemp(prefix="fastsd-"))
     try:
         return serve_app(
-            page_app(build_app(engine, pictures_dir or scratch), pictures_dir or scratch), door, port, scratch
+            page_app(build_app(service, pictures_dir or scratch), pictures_dir or scratch),
+            door,
+            port,
+            scratch,
         )
     except UserError:
         if scratch:
@@ -131,31 +144,47 @@ def serve(
     device: str = "auto",
 ) -> None:
     """Load the model, serve the page, and stay until Ctrl-C."""
-    server = start(load_engine(model, device), door, port, pictures_dir)
-    lines = [f"The web UI is at {server.url}   (Ctrl-C ends it)", *door.announcement()]
-    print("\n".join(lines), flush=True)
+    service = Service(Shelf(LibraryFolders(), model, device))
     try:
-        server.wait()
+        server = start(service, door, port, pictures_dir)
+        lines = [f"The web UI is at {server.url}   (Ctrl-C ends it)", *door.announcement()]
+        print("\n".join(lines), flush=True)
+        try:
+            server.wait()
+        finally:
+            server.close()
     finally:
-        server.close()
+        service.close()
 
 
-def _draw(studio: Studio, order: GenerationRequest, session: str, folder: Path) -> Iterator[tuple[Any, ...]]:
+async def _draw(orders: Orders, order: Order, session: str, folder: Path) -> AsyncIterator[tuple[Any, ...]]:
     """One order of the page: yields (pictures, state, record, Generate, Stop) as it goes."""
     progress = Progress()
     busy = _buttons(drawing=True)
     yield gr.skip(), state("Waiting for the engine", share=0), gr.skip(), *busy
+    drawing = orders.draw(order, session)
     try:
-        for news in studio.draw(order, session):
+        job = None
+        async for news in drawing:
             if isinstance(news, list):
-                paths = [str(save_picture(picture, _new_file(folder, picture.seed))) for picture in news]
+                paths = await asyncio.to_thread(_saved, news, folder)
+                if paths and orders.service.history is not None:
+                    await asyncio.to_thread(orders.service.history.set_files, job.id, paths)
                 text = _described(news[0].record) if news else gr.skip()
-                yield paths or gr.skip(), progress.finished(len(news)), text, *_buttons(drawing=False)
+                shown = progress.finished(len(news), job.state == "stopped")
+                yield [str(path) for path in paths] or gr.skip(), shown, text, *_buttons(drawing=False)
             else:
-                yield gr.skip(), progress.html(news), gr.skip(), *busy
+                job = news
+                yield gr.skip(), progress.html(job), gr.skip(), *busy
     except UserError as error:
         text = html.escape(f"{error.message}\n{error.fix}", quote=False)
         raise gr.Error(text, print_exception=False) from None
+    finally:
+        await drawing.aclose()
+
+
+def _saved(pictures: list[GeneratedImage], folder: Path) -> list[Path]:
+    return [save_picture(picture, _new_file(folder, picture.seed)) for picture in pictures]
 
 
 def _ready() -> tuple[Any, ...]:

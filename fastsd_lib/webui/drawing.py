@@ -1,94 +1,88 @@
-"""One engine, many browsers: each order runs in a thread, tells its progress, and can be stopped."""
+"""Orders of the page: each browser hears of its own, can stop it, and holds no thread while it waits."""
 
 from __future__ import annotations
 
-import queue
-import threading
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from fastsd_lib.core.progress import ProgressEvent, duration
-from fastsd_lib.generation.engine import Engine, GeneratedImage
-from fastsd_lib.generation.request import GenerationRequest
-
-
-class Stopped(Exception):
-    """The person who ordered the pictures pressed Stop, or left."""
+from fastsd_lib.core.progress import duration
+from fastsd_lib.generation.engine import GeneratedImage
+from fastsd_lib.generation.jobs import Job, Order
+from fastsd_lib.generation.service import Service
 
 
 @dataclass
-class Studio:
-    """The engine behind a page. Orders queue for it: one is drawn at a time."""
+class Orders:
+    """The page's side of the service."""
 
-    engine: Engine
-    _stops: dict[str, threading.Event] = field(default_factory=dict)  # by browser session
-    _engine_free: threading.Lock = field(default_factory=threading.Lock)
+    service: Service
+    _latest: dict[str, str] = field(default_factory=dict)  # browser session -> id of its job under way
 
     def stop(self, session: str) -> None:
-        """End this browser's order after the step it is in; other browsers' orders go on."""
-        if session in self._stops:
-            self._stops[session].set()
+        """End this browser's job before its next step; all others go on."""
+        if session in self._latest:
+            self.service.cancel(self._latest[session])
 
-    def draw(
-        self, request: GenerationRequest, session: str
-    ) -> Iterator[ProgressEvent | list[GeneratedImage]]:
-        """Yield progress, then the pictures (none when stopped). What the engine raises is raised here.
+    async def draw(self, order: Order, session: str) -> AsyncIterator[Job | list[GeneratedImage]]:
+        """Yield the job whenever it has changed, then its pictures (those that were finished when stopped).
 
-        Closing the iterator, as happens when a browser goes away, stops the drawing.
+        UserError as the service says it. Closing the iterator, as happens when a browser goes away, ends the job.
         """
-        stop = self._stops[session] = threading.Event()
-        told: queue.SimpleQueue[ProgressEvent | list[GeneratedImage] | Exception] = queue.SimpleQueue()
+        job = self.service.submit(order)
+        self._latest[session] = job.id
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
-        def report(event: ProgressEvent) -> None:
-            if stop.is_set():
-                raise Stopped
-            told.put(event)
+        def tell(_: Job) -> None:
+            loop.call_soon_threadsafe(changed.set)
 
-        def work() -> None:
-            try:
-                with self._engine_free:
-                    if stop.is_set():  # while it waited for its turn
-                        raise Stopped
-                    told.put(self.engine.generate(request, report))
-            except Stopped:
-                told.put([])
-            except Exception as error:
-                told.put(error)
-
-        threading.Thread(target=work, name="drawing", daemon=True).start()
+        unsubscribe = job.subscribe(tell)
         try:
-            while True:
-                news = told.get()
-                if isinstance(news, Exception):
-                    raise news
-                yield news
-                if isinstance(news, list):
-                    return
+            while not job.over:
+                yield job
+                await changed.wait()
+                changed.clear()
+            yield await asyncio.wrap_future(job.future)
         finally:
-            stop.set()
-            if self._stops.get(session) is stop:
-                del self._stops[session]
+            unsubscribe()
+            self.service.cancel(job.id)
+            if self._latest.get(session) == job.id:
+                del self._latest[session]
 
 
 @dataclass
 class Progress:
-    """Events -> the line and bar above the pictures."""
+    """A job -> the line and bar above the pictures."""
 
     started: float = field(default_factory=time.monotonic)
 
-    def html(self, event: ProgressEvent) -> str:
-        share = event.done / max(event.total, 1)
-        spent = time.monotonic() - self.started
-        left = f"{duration(spent / share * (1 - share))} left" if share > 0.05 else ""
-        which = f" · picture {event.facts['picture']}" if "picture" in event.facts else ""
-        return state(f"Step {event.done} of {event.total}{which}", left, share)
+    def html(self, job: Job) -> str:
+        count = job.order.request.count
+        if job.state == "waiting":
+            ahead = job.place - 1
+            queue = f" · {ahead} before you" if ahead > 0 else ""
+            return state(f"Waiting for the engine{queue}", _left(job), 0)
+        first, last = job.in_work[0] + 1, job.in_work[1]
+        which = ""
+        if count > 1 and last:
+            which = (
+                f" · picture {first}-{last} of {count}" if last > first else f" · picture {first} of {count}"
+            )
+        return state(f"Step {job.picture_step} of {job.picture_steps}{which}", _left(job), job.share)
 
-    def finished(self, pictures: int) -> str:
+    def finished(self, pictures: int, stopped: bool = False) -> str:
         if not pictures:
             return state("Stopped.")
         count = "1 picture" if pictures == 1 else f"{pictures} pictures"
-        return state(f"{count} in {duration(time.monotonic() - self.started)}")
+        return state(
+            f"{'Stopped with ' if stopped else ''}{count} in {duration(time.monotonic() - self.started)}"
+        )
+
+
+def _left(job: Job) -> str:
+    left = job.eta_s
+    return f"{duration(left)} left" if left and (job.state == "waiting" or job.share > 0.05) else ""
 
 
 def state(text: str, right: str = "", share: float | None = None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import ProgressEvent
 from fastsd_lib.generation.infotext import read_record
+from fastsd_lib.generation.jobs import Order
 from fastsd_lib.generation.request import GenerationRequest
 
 ORDER = {
@@ -39,10 +39,20 @@ def engine(tiny_pipeline):
 
 
 @pytest.fixture(scope="module")
-def server(engine, tmp_path_factory) -> Iterator:
+def service(engine) -> Iterator:
+    from fastsd_lib.generation.service import Service
+    from fastsd_lib.generation.shelf import Shelf
+
+    running = Service(Shelf.of(engine))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def server(service, tmp_path_factory) -> Iterator:
     from fastsd_lib.webui.app import start
 
-    running = start(engine, port=None, pictures_dir=tmp_path_factory.mktemp("pictures"))
+    running = start(service, port=None, pictures_dir=tmp_path_factory.mktemp("pictures"))
     yield running
     running.close()
 
@@ -94,22 +104,22 @@ def test_the_page_fetches_nothing_from_elsewhere_and_is_not_shared(server):
     assert config["show_error"] is False and config["max_file_size"] in (32 * 1000**2, 32 * 2**20)
 
 
-def test_a_taken_port_says_so(engine, server):
+def test_a_taken_port_says_so(service, server):
     from fastsd_lib.webui.app import start
 
     port = int(server.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(UserError, match=f"Port {port} on 127.0.0.1 is taken") as error:
-        start(engine, port=port)
+        start(service, port=port)
     assert "--port 7861" in error.value.fix
 
 
-def test_behind_a_password_gradio_answers_nothing_without_it(engine):
+def test_behind_a_password_gradio_answers_nothing_without_it(service):
     from gradio_client import Client
 
     from fastsd_lib.webui.app import start
     from fastsd_lib.webui.door import Door
 
-    guarded = start(engine, Door(users={"me": "long: enough"}), port=None)
+    guarded = start(service, Door(users={"me": "long: enough"}), port=None)
     try:
         open_in_gradio = (
             "cancel",
@@ -137,7 +147,7 @@ def test_behind_a_password_gradio_answers_nothing_without_it(engine):
         urllib.request.urlopen(guarded.url, timeout=2)
 
 
-def test_settings_are_not_served_even_from_the_pictures_folder(engine, monkeypatch, tmp_path):
+def test_settings_are_not_served_even_from_the_pictures_folder(service, monkeypatch, tmp_path):
     from fastsd_lib.webui.app import start
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -145,7 +155,7 @@ def test_settings_are_not_served_even_from_the_pictures_folder(engine, monkeypat
     token.parent.mkdir(parents=True)
     token.write_text("hf_secret")
     (tmp_path / "picture.txt").write_text("a picture")
-    running = start(engine, port=None, pictures_dir=tmp_path)
+    running = start(service, port=None, pictures_dir=tmp_path)
     try:
         with urllib.request.urlopen(f"{running.url}gradio_api/file={tmp_path / 'picture.txt'}") as reply:
             assert reply.read() == b"a picture" and "sandbox" in reply.headers["content-security-policy"]
@@ -156,34 +166,46 @@ def test_settings_are_not_served_even_from_the_pictures_folder(engine, monkeypat
         running.close()
 
 
-def test_stop_ends_this_browsers_order_and_no_other(engine):
-    from fastsd_lib.webui.drawing import Studio
+async def _all(iterator) -> list:
+    return [news async for news in iterator]
 
-    studio = Studio(engine)
-    long = GenerationRequest("a", inference_steps=200, guidance_scale=1)
-    short = replace(long, inference_steps=2)
-    mine = studio.draw(long, "mine")
-    assert isinstance(next(mine), ProgressEvent)
-    other: list = []
-    waiting = threading.Thread(target=lambda: other.extend(studio.draw(short, "other")))
-    waiting.start()
-    studio.stop("mine")
-    *events, pictures = mine
+
+def test_stop_ends_this_browsers_order_and_no_other(service):
+    from fastsd_lib.webui.drawing import Orders
+
+    orders = Orders(service)
+    long = GenerationRequest("a", inference_steps=1000, guidance_scale=1)
+    short = replace(long, inference_steps=4)
+
+    async def both() -> tuple[list, list]:
+        mine = orders.draw(Order(long), "mine")
+        first = await anext(mine)
+        other = asyncio.create_task(_all(orders.draw(Order(short), "other")))
+        while first.state == "waiting":
+            first = await anext(mine)
+        orders.stop("mine")
+        return await _all(mine), await other
+
+    (*events, pictures), others = asyncio.run(both())
     assert pictures == [] and len(events) < 100
-    waiting.join(timeout=30)
-    assert len(other[-1]) == 1
+    assert len(others[-1]) == 1
+    assert service.jobs() == []
 
 
-def test_a_browser_that_leaves_frees_the_engine(engine):
-    from fastsd_lib.webui.drawing import Studio
+def test_a_browser_that_leaves_frees_the_engine(service, engine):
+    from fastsd_lib.webui.drawing import Orders
 
-    studio, drawn = Studio(engine), []
+    orders, drawn = Orders(service), []
     hook = engine.parts.unet.register_forward_hook(lambda *_: drawn.append(1))
+
+    async def leave() -> list:
+        left = orders.draw(Order(GenerationRequest("a", inference_steps=1000, guidance_scale=1)), "left")
+        await anext(left)
+        await left.aclose()
+        return await _all(orders.draw(Order(GenerationRequest("a", inference_steps=1)), "next"))
+
     try:
-        left = studio.draw(GenerationRequest("a", inference_steps=400, guidance_scale=1), "left")
-        next(left)
-        left.close()
-        *_, pictures = studio.draw(GenerationRequest("a", inference_steps=1), "next")
+        *_, pictures = asyncio.run(leave())
     finally:
         hook.remove()
     assert len(pictures) == 1 and len(drawn) < 100

@@ -19,11 +19,15 @@ PASSWORD = "a:b, c"
 @pytest.fixture(scope="module")
 def server(tiny_pipeline):
     from fastsd_lib.generation.engine import load_engine
+    from fastsd_lib.generation.service import Service
+    from fastsd_lib.generation.shelf import Shelf
     from fastsd_lib.webui.app import start
 
-    running = start(load_engine(tiny_pipeline, device="cpu"), Door(users={"me": PASSWORD}), port=None)
+    service = Service(Shelf.of(load_engine(tiny_pipeline, device="cpu")))
+    running = start(service, Door(users={"me": PASSWORD}), port=None)
     yield running
     running.close()
+    service.close()
 
 
 def test_a_browser_signs_in_draws_and_signs_out(server, tmp_path):
