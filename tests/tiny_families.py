@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from conftest import MODEL_INDEX, save_tokenizer
 from safetensors.numpy import load_file, save_file
+from tiny_vocabulary import MODEL_INDEX, save_tokenizer
 
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.formats.key_maps import rename, unet_table, vae_table
@@ -39,7 +39,7 @@ def save_sd2(folder: Path, prediction: str = "epsilon", seed: int = 3) -> ModelF
 def save_sdxl(folder: Path, in_channels: int = 4, refines: bool = False, seed: int = 5) -> ModelFiles:
     """SDXL: two text encoders and size ids. `in_channels` 9: an inpainting model. `refines`: the second one alone."""
     vocabulary = _tokenizer(folder / "tokenizer_2", pad="!")
-    _text_encoder(folder / "text_encoder_2", vocabulary, "gelu", projects=True, seed=seed)
+    _text_encoder(folder / "text_encoder_2", vocabulary, "gelu", projects=True, seed=seed, width=128)
     if not refines:
         _tokenizer(folder / "tokenizer")
         _text_encoder(folder / "text_encoder", vocabulary, "quick_gelu", projects=False, seed=seed + 1)
@@ -47,13 +47,13 @@ def save_sdxl(folder: Path, in_channels: int = 4, refines: bool = False, seed: i
         folder / "unet",
         seed,
         in_channels=in_channels,
-        cross_attention_dim=64 if refines else 128,
+        cross_attention_dim=128 if refines else 64 + 128,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=64 + 256 * (5 if refines else 6),
+        projection_class_embeddings_input_dim=128 + 256 * (5 if refines else 6),
     )
     _vae(folder / "vae", seed, scaling_factor=0.13025)
     _scheduler(folder / "scheduler", "epsilon")
@@ -131,16 +131,19 @@ def _tokenizer(folder: Path, pad: str = "") -> int:
     return count
 
 
-def _text_encoder(folder: Path, vocabulary: int, act: str, projects: bool, seed: int) -> None:
+def _text_encoder(
+    folder: Path, vocabulary: int, act: str, projects: bool, seed: int, width: int = 64
+) -> None:
     import torch
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1,
-        max_position_embeddings=77, hidden_act=act, projection_dim=64, bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1, pad_token_id=0 if act == "gelu" else vocabulary - 1,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=width // 64, max_position_embeddings=77, hidden_act=act, projection_dim=width,
+        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
+        pad_token_id=0 if act == "gelu" else vocabulary - 1,
     )  # fmt: skip
     model = (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
     with torch.no_grad():  # fresh weights are so small that every text means the same

@@ -158,7 +158,7 @@ def test_a_long_prompt_is_pooled_by_its_first_chunk_and_an_empty_negative_one_is
     parts = engines["sdxl"].parts
     order = replace(ORDER, prompt="star " * 80, negative_prompt="")
     [(_, seen)], negative = encode(parts, order, size_px=(64, 32)).at(0, 3)
-    assert seen.hidden.shape == negative.hidden.shape == (154, 128)
+    assert seen.hidden.shape == negative.hidden.shape == (154, 192)
     [(_, first)], _ = encode(parts, replace(order, prompt="star " * 75)).at(0, 3)
     assert torch.equal(seen.pooled, first.pooled)
     assert seen.time_ids.tolist() == [32, 64, 0, 0, 32, 64]
@@ -209,7 +209,7 @@ def test_learned_words_have_a_part_for_each_text_encoder(engines, prompt, other)
     assert said.warnings == [
         "the embedding 'sksword' is made for another model: (2, 64), not a part each for clip_l and clip_g",
         "the embedding 'skshalf' is made for another model: clip_l, not clip_l and clip_g",
-        "the embedding 'skswide' is made for another model: (2, 1280), not (count, 64)",
+        "the embedding 'skswide' is made for another model: (2, 1280), not (count, 128)",
     ]
     single = encode(engines["sd2"].parts, replace(ORDER, prompt="sksword"), embeddings={"sksword": word})
     assert single.warnings == [
