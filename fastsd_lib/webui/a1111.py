@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.control_request import ControlUnit
 from fastsd_lib.generation.jobs import Order
+from fastsd_lib.generation.prompt_tags import LORA_KINDS, split_tags, without_comments
 from fastsd_lib.generation.request import (
     MASK_FILLS,
     MAX_SEED,
@@ -69,6 +70,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
         check_amounts(one, context)
         for request in _requests(one, settings, styles, units, context, warnings):
             request.check()
+            _check_networks(request, context)
             orders.append(
                 Order(
                     request,
@@ -151,6 +153,15 @@ def _seed(seed: int, body: DrawingBody) -> int:
     """-1 is any, such that the last picture's seed is still one."""
     most = body.batch_size * body.n_iter
     return random.randint(0, MAX_SEED - most) if seed == -1 else seed
+
+
+def _check_networks(request: GenerationRequest, context: ApiContext) -> None:
+    """Names that the library does not know are said now, not when the request has waited for its turn."""
+    if request.networks_off:
+        return
+    for tag in split_tags(without_comments(request.prompt))[1]:
+        if tag.kind in LORA_KINDS:
+            context.service.shelf.library.networks.find_lora(tag.name, tag.text)
 
 
 # ------------------------------------------------------------------ one body's requests

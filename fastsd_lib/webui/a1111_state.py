@@ -112,10 +112,16 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.post("/server-kill", response_model=None, responses=answers(403), tags=["server"])
     @routes.post("/server-stop", response_model=None, responses=answers(403), tags=["server"])
+    async def stop(request: Request) -> None:
+        """End the server, where it was started so that this is open."""
+        if not context.flags.server_stop:
+            raise Refused(403, f"{request.url.path} is switched off.", "end the server where it was started.")
+        context.stopping.set()
+
     @routes.post("/server-restart", response_model=None, responses=answers(403), tags=["server"])
-    async def server(request: Request) -> None:
-        """Open only when the server was started so."""
-        raise Refused(403, f"{request.url.path} is switched off.", "end the server where it was started.")
+    async def restart(request: Request) -> None:
+        """Never open: nothing here would start it again."""
+        raise Refused(403, f"{request.url.path} is switched off.", "start the server again by hand.")
 
     return routes
 

@@ -40,7 +40,7 @@ class ApiFlags:
     """What whoever starts the server may open; closed unless said otherwise."""
 
     fetch_urls: bool = False  # pictures by https address, from global addresses only
-    server_stop: bool = False  # /sdapi/v1/server-kill, -stop, -restart
+    server_stop: bool = False  # /sdapi/v1/server-stop and server-kill set `ApiContext.stopping`
 
 
 class Tasks:
@@ -73,6 +73,7 @@ class ApiContext:
     pictures_dir: Path | None = None  # where `save_images` saves; None = nowhere
     limits: ApiLimits = field(default_factory=ApiLimits)
     flags: ApiFlags = field(default_factory=ApiFlags)
+    stopping: threading.Event = field(default_factory=threading.Event)  # for whoever started the server
     tasks: Tasks = field(default_factory=Tasks)
     # Pictures are coded here: neither on the thread that draws nor on the one that answers everybody.
     coders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "pictures"))
