@@ -61,7 +61,7 @@ class PreparedUnit:
         """Whether what its mask leaves out stays as it is."""
         return self.module.name == "inpaint_only"
 
-    def steering(self, hires: bool) -> list[Steering]:
+    def steering(self, hires: bool, tiling: bool = False) -> list[Steering]:
         """Its ControlNet in a pass; tensors beside the network's."""
         shown, unit = self.second if hires else self.first, self.unit
         if shown is None or self.net is None:
@@ -75,7 +75,9 @@ class PreparedUnit:
                 hint = torch.where(mask > 0.5, -1.0, hint)
             else:
                 region = mask.to(like.device)
-        return [Steering(self.net, hint.to(like), unit.weight, unit.start, unit.end, unit.mode, region)]
+        return [
+            Steering(self.net, hint.to(like), unit.weight, unit.start, unit.end, unit.mode, region, tiling)
+        ]
 
     def reference(self, hires: bool, encode: Any) -> list[Reference]:
         """What the U-Net looks at in a pass; `encode`: a picture -> its latents (1, 4, h, w)."""

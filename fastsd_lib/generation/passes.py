@@ -122,7 +122,7 @@ def _steered(plan: Plan, hires: bool) -> dict[str, Any]:
         return encode_pictures(plan.parts, [picture], plan.note)
 
     return {
-        "control": [one for unit in plan.control for one in unit.steering(hires)],
+        "control": [one for unit in plan.control for one in unit.steering(hires, plan.request.tiling)],
         "references": [one for unit in plan.control for one in unit.reference(hires, latents_of)],
     }
 

@@ -177,8 +177,7 @@ def drawing_mode(plan: Plan) -> Iterator[None]:
     try:
         for module in training:
             module.eval()
-        nets = [one.net for one in plan.control if one.net is not None]
-        with torch.inference_mode(), seamless(plan.request.tiling, parts.unet, parts.vae, *nets):
+        with torch.inference_mode(), seamless(plan.request.tiling, parts.unet, parts.vae):
             yield
     finally:
         for module in training:

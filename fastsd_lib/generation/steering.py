@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fastsd_lib.generation.seen_text import SeenText, join
+from fastsd_lib.generation.tiling import seamless
 
 SOFTNESS = 0.825  # per block away from the middle one, of A1111's extension in the modes other than balanced
 
@@ -29,6 +30,7 @@ class Steering:
     end: float = 1.0
     mode: str = "balanced"  # one of control_request.CONTROL_MODES
     region: torch.Tensor | None = None  # (1, 1, h, w) in [0, 1]: how much it acts where
+    tiling: bool = False
 
     def acts(self, step: int, steps: int) -> bool:
         """Whether the whole of this step lies within its part of the pass, as diffusers counts."""
@@ -96,17 +98,18 @@ def _answers(blocks: Sequence[Seen], asked: list[tuple[int, Steering]]) -> list[
     like = next(net.parameters())
     channels = net.config.in_channels  # of the picture; an inpainting model's mask is not for it
     chosen = [(blocks[place], one) for place, one in asked]
-    down, middle = net(
-        torch.cat([block.x[:, :channels] for block, _ in chosen]).to(like.dtype),
-        torch.tensor(
-            [block.time for block, _ in chosen for _ in block.x], dtype=torch.float32, device=like.device
-        ),
-        **join([(block.text, len(block.x)) for block, _ in chosen]),
-        controlnet_cond=torch.cat([one.hint.expand(len(block.x), -1, -1, -1) for block, one in chosen]).to(
-            like
-        ),
-        return_dict=False,
-    )
+    with seamless(asked[0][1].tiling, net):  # all that share a call of the U-Net are of one kind
+        down, middle = net(
+            torch.cat([block.x[:, :channels] for block, _ in chosen]).to(like.dtype),
+            torch.tensor(
+                [block.time for block, _ in chosen for _ in block.x], dtype=torch.float32, device=like.device
+            ),
+            **join([(block.text, len(block.x)) for block, _ in chosen]),
+            controlnet_cond=torch.cat(
+                [one.hint.expand(len(block.x), -1, -1, -1) for block, one in chosen]
+            ).to(like),
+            return_dict=False,
+        )
     sizes = [len(block.x) for block, _ in chosen]
     return [list(levels) for levels in zip(*(level.split(sizes) for level in (*down, middle)), strict=True)]
 

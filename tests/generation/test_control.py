@@ -110,6 +110,38 @@ def test_units_draw_what_diffusers_pipeline_draws(engine, witness, units):
     assert difference(ours, engine.generate(ORDER)[0].image) > 10
 
 
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_other_families_draw_what_diffusers_pipelines_draw(kind, tmp_path):
+    import diffusers
+    import tiny_families
+
+    from fastsd_lib.generation.engine import load_engine
+    from fastsd_lib.generation.resources import Library
+
+    model = getattr(tiny_families, f"save_{kind}")(tmp_path / kind)
+    engine = load_engine(model, device="cpu")
+    factor = engine.parts.vae_factor
+    net = random_net(engine.parts.unet, 4, (8, 16, 16, 32)[-factor.bit_length() :])
+    net.save_pretrained(tmp_path / "nets" / "canny")
+    engine.library = Library.of(LibraryFolders(controlnets=(tmp_path / "nets",)))
+    name = "StableDiffusionXLControlNetPipeline" if kind == "sdxl" else "StableDiffusionControlNetPipeline"
+    pipeline = getattr(diffusers, name).from_pretrained(model.path, controlnet=net)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = shape().resize((48, 48))
+    theirs = pipeline(
+        ORDER.prompt,
+        negative_prompt=ORDER.negative_prompt,
+        image=picture,
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(ORDER.seed),
+    ).images[0]
+    order = replace(ORDER, inference_steps=3, width_px=48, height_px=48)
+    ours = engine.generate(replace(order, control=(ControlUnit(picture, "canny"),)))[0].image
+    assert difference(ours, theirs) <= 1
+    assert difference(ours, engine.generate(order)[0].image) > 10
+
+
 def drawn_together(engine, requests: list[GenerationRequest]) -> list[Image.Image]:
     """All requests step by step in shared U-Net calls."""
     from contextlib import ExitStack
