@@ -12,7 +12,7 @@ import torch
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.formats.parts import Parts, load_parts
+from fastsd_lib.formats.parts import DRAWN_FAMILIES, Parts, load_parts
 from fastsd_lib.formats.single_file import carries_configs
 from fastsd_lib.generation.denoising import denoise_together
 from fastsd_lib.generation.fast_unet import prepare
@@ -27,6 +27,7 @@ from fastsd_lib.models import registry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastsd_lib.generation.pipeline_engine import PipelineEngine
     from fastsd_lib.generation.resources import Library
 
 __all__ = ["GUIDANCE_SCALE", "Engine", "GeneratedImage", "draw", "load_engine"]
@@ -61,13 +62,14 @@ def load_engine(
     dtype: str = "auto",
     threads: int | None = None,
     config_from: Path | None = None,
-) -> Engine:
-    """Load a model for drawing.
+) -> Engine | PipelineEngine:
+    """Load a model for drawing; Flux and SD3 as an engine of their own, asked and answered alike.
 
-    `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, fp32 on
-    the CPU, whose half precision is slower than its full one), fp16, bf16, fp32. `threads`: CPU threads,
-    None = torch's own. `config_from`: a Diffusers folder that lends its configs and tokenizer to a single
-    file without; by default those of a known model of its shape (Stable Diffusion 1.5: from the Hub).
+    `device`: auto (the GPU when there is one), cpu, cuda, mps. `dtype`: auto (fp16 on a GPU, bf16 there for
+    Flux and SD3, fp32 on the CPU, whose half precision is slower than its full one), fp16, bf16, fp32.
+    `threads`: CPU threads, None = torch's own. `config_from`: a Diffusers folder that lends its configs and
+    tokenizer to a single file without; by default those of a known model of its shape (Stable Diffusion 1.5:
+    from the Hub, whose tokenizer is that of SD 2.x and SDXL, too).
     """
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if dtype not in (*dtypes, "auto"):
@@ -75,6 +77,11 @@ def load_engine(
     if threads:
         torch.set_num_threads(threads)
     where = _device(device)
+    if model.family not in DRAWN_FAMILIES:
+        from fastsd_lib.generation.pipeline_engine import load_pipeline_engine  # reads this file
+
+        usual = torch.float32 if where.type == "cpu" else torch.bfloat16
+        return load_pipeline_engine(model, where, dtypes.get(dtype, usual))
     if config_from is None and model.layout == "single_file" and not carries_configs(model.path):
         config_from = registry.configs_for(model.path)
     chosen = dtypes.get(dtype, torch.float32 if where.type == "cpu" else torch.float16)
@@ -110,6 +117,10 @@ def draw(
             if not out_of_memory(error):
                 raise
             release()
+            if len(numbers) == 1 and _can_offload(parts):
+                parts.offload()
+                plan.note("out of memory with one picture: text encoders and VAE are on the GPU only to work")
+                continue
             if len(numbers) == 1:
                 raise UserError(
                     f"The memory does not suffice for a picture of {plan.width_px} x {plan.height_px} px.",
@@ -133,6 +144,11 @@ def _run(plan: Plan, numbers: range, told: Callable[[int], None]) -> list[Image]
                 denoise_together(plan.parts, plan.levels, [denoising])
     except StopIteration as end:
         return end.value
+
+
+def _can_offload(parts: Parts) -> bool:
+    """The last resort; only a GPU has another memory to go to. Not tried on a GPU yet, for want of one."""
+    return next(parts.unet.parameters()).device.type == "cuda" and not parts.offloaded
 
 
 def _device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ def record_of(plan: Plan, number: int) -> dict[str, Any]:
     like = next(plan.parts.unet.parameters())
     choices = {entry.name: getattr(request, entry.name) for entry in dataclasses.fields(request)}
     for name in ("init", "inpaint", "hires", "control"):
-        choices[name] = _described(choices[name])
+        choices[name] = described(choices[name])
     del choices["count"]
     varied = request.variation_strength > 0
     resized = request.seed_from_width_px, request.seed_from_height_px
@@ -108,10 +108,10 @@ def _of_sampler(request: GenerationRequest) -> dict[str, Any]:
     }
 
 
-def _described(choice: Any) -> Any:
-    """A picture is said by its size; of a group of choices, each."""
+def described(choice: Any) -> Any:
+    """A choice of a request as records say it. A picture is said by its size; of a group of choices, each."""
     if dataclasses.is_dataclass(choice):
-        return {entry.name: _described(getattr(choice, entry.name)) for entry in dataclasses.fields(choice)}
+        return {entry.name: described(getattr(choice, entry.name)) for entry in dataclasses.fields(choice)}
     if isinstance(choice, tuple):
-        return [_described(one) for one in choice]
+        return [described(one) for one in choice]
     return f"{choice.width}x{choice.height}" if hasattr(choice, "getbands") else choice
