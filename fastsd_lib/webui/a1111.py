@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation import prompts
 from fastsd_lib.generation.control_request import ControlUnit
 from fastsd_lib.generation.jobs import Order
 from fastsd_lib.generation.prompt_tags import LORA_KINDS, split_tags, without_comments
@@ -19,7 +20,6 @@ from fastsd_lib.generation.request import (
     Inpaint,
 )
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler, find_schedule
-from fastsd_lib.generation.styles import Style, apply_styles, read_styles
 from fastsd_lib.webui import a1111_settings
 from fastsd_lib.webui.a1111_checks import GRAIN_PX, SAME, check_amounts, not_here, refuse_what_is_not_here
 from fastsd_lib.webui.a1111_control import units_of
@@ -33,6 +33,8 @@ from fastsd_lib.webui.context import ApiContext
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from fastsd_lib.generation.styles import Style
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
 
     Decodes pictures: not for the thread that answers everybody.
     """
-    styles = known_styles(context)
-    body, from_infotext = filled(body, styles)
+    body, from_infotext = filled(body, known_styles(context))
     settings, warnings = _settings(body, from_infotext, context)
     refuse_what_is_not_here(body)
     check_amounts(body, context)
@@ -68,7 +69,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
     spreading = spread(body)
     for one in spreading.bodies:
         check_amounts(one, context)
-        for request in _requests(one, settings, styles, units, context, warnings):
+        for request in _prepared(one, settings, units, context, warnings):
             request.check()
             _check_networks(request, context)
             orders.append(
@@ -91,10 +92,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
 
 
 def known_styles(context: ApiContext) -> dict[str, Style]:
-    found: dict[str, Style] = {}
-    for path in context.service.shelf.folders.styles:
-        found = read_styles(path) | found
-    return found
+    return prompts.known_styles(context.service.shelf.folders)
 
 
 # ------------------------------------------------------------------ what holds for the whole request
@@ -167,18 +165,31 @@ def _check_networks(request: GenerationRequest, context: ApiContext) -> None:
 # ------------------------------------------------------------------ one body's requests
 
 
+def _prepared(
+    body: DrawingBody,
+    settings: Mapping[str, Any],
+    units: list[ControlUnit],
+    context: ApiContext,
+    warnings: list[str],
+) -> Iterator[GenerationRequest]:
+    """With its styles and wildcards put in; several where those make different prompts for its pictures."""
+    for request in _requests(body, settings, units, context, warnings):
+        prepared = prompts.prepare_prompts(request, context.service.shelf.folders, body.styles)
+        warnings += prepared.warnings
+        yield from prepared.requests
+
+
 def _requests(
     body: DrawingBody,
     settings: Mapping[str, Any],
-    styles: Mapping[str, Style],
     units: list[ControlUnit],
     context: ApiContext,
     warnings: list[str],
 ) -> list[GenerationRequest]:
     """One, unless several pictures are to be drawn over: then one for each picture and round."""
-    base = _base(body, settings, styles, units, warnings)
+    base = _base(body, settings, units, warnings)
     if isinstance(body, Txt2ImgBody):
-        return [with_second_pass(base, body, styles, context)]
+        return [with_second_pass(base, body, context)]
     pictures = [
         read_picture(text, f"init_images[{number}]", context.limits, context.flags)
         for number, text in enumerate(body.init_images)
@@ -206,16 +217,13 @@ def _requests(
 def _base(
     body: DrawingBody,
     settings: Mapping[str, Any],
-    styles: Mapping[str, Style],
     units: list[ControlUnit],
     warnings: list[str],
 ) -> GenerationRequest:
-    prompt, negative, unknown = apply_styles(body.prompt, body.negative_prompt, body.styles, styles)
-    warnings += [f"styles: there is no style {name[:100]!r}; it was ignored" for name in unknown]
     sampler, schedule = _sampler(body.sampler_name or body.sampler_index, body.scheduler)
     return GenerationRequest(
-        prompt=prompt,
-        negative_prompt=negative,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
         inference_steps=body.steps,
         guidance_scale=body.cfg_scale,
         seed=body.seed,

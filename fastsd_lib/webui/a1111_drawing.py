@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.jobs import Job, new_id
+from fastsd_lib.generation.jobs import Job
 from fastsd_lib.webui.a1111 import Ordered, translate
 from fastsd_lib.webui.a1111_answer import answer_of
 from fastsd_lib.webui.a1111_models import DrawingBody, Drawn, Img2ImgBody, Txt2ImgBody
@@ -62,7 +62,7 @@ def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
         for job in jobs:
             context.service.cancel(job.id)
         raise
-    context.tasks.note(ordered.body.force_task_id or (jobs[0].id if jobs else new_id()), jobs)
+    context.tasks.note(ordered.body.force_task_id or jobs[0].id, jobs)
     return jobs
 
 

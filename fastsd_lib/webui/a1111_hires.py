@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.request import UPSCALER_LABELS, GenerationRequest, Hires
 from fastsd_lib.generation.samplers import find_sampler, find_schedule
-from fastsd_lib.generation.styles import Style, apply_styles
 from fastsd_lib.webui.a1111_checks import GRAIN_PX, SAME, check_area
 from fastsd_lib.webui.a1111_models import Txt2ImgBody
 from fastsd_lib.webui.a1111_pictures import read_picture
@@ -16,9 +14,7 @@ from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
 
 
-def with_second_pass(
-    base: GenerationRequest, body: Txt2ImgBody, styles: Mapping[str, Style], context: ApiContext
-) -> GenerationRequest:
+def with_second_pass(base: GenerationRequest, body: Txt2ImgBody, context: ApiContext) -> GenerationRequest:
     if not body.enable_hr:
         return base
     width_px, height_px = body.hr_resize_x, body.hr_resize_y
@@ -32,7 +28,6 @@ def with_second_pass(
         if side < 0 or 0 < side < GRAIN_PX:
             raise Refused(422, f"{name} is {side}.", f"take 0, or at least {GRAIN_PX}.")
     _check_hires_size(base, width_px, height_px, body.hr_scale, context)
-    prompt, negative, _ = apply_styles(body.hr_prompt, body.hr_negative_prompt, body.styles, styles)
     hires = Hires(
         scale=1.0 if width_px or height_px else body.hr_scale,
         width_px=_first(width_px) if width_px else None,
@@ -40,8 +35,8 @@ def with_second_pass(
         upscaler=_upscaler(body.hr_upscaler, context),
         strength=body.denoising_strength,
         inference_steps=_hires_steps(body.hr_second_pass_steps),
-        prompt=prompt if body.hr_prompt else "",
-        negative_prompt=negative if body.hr_negative_prompt else "",
+        prompt=body.hr_prompt,
+        negative_prompt=body.hr_negative_prompt,
         guidance_scale=body.hr_cfg if "hr_cfg" in body.model_fields_set else None,
         **_hires_sampler(body),
     )

@@ -48,20 +48,20 @@ class Tasks:
 
     def __init__(self, most: int = 1000) -> None:
         self._most, self._lock = most, threading.Lock()
-        self._jobs: OrderedDict[str, tuple[str, list[str]]] = OrderedDict()
+        self._jobs: OrderedDict[tuple[str, str], list[str]] = OrderedDict()  # by owner and name
 
     def note(self, task_id: str, jobs: Sequence[Job]) -> None:
+        key = jobs[0].order.owner, task_id
         with self._lock:
-            self._jobs[task_id] = (jobs[0].order.owner if jobs else "", [job.id for job in jobs])
-            self._jobs.move_to_end(task_id)
+            self._jobs[key] = [job.id for job in jobs]
+            self._jobs.move_to_end(key)
             while len(self._jobs) > self._most:
                 self._jobs.popitem(last=False)
 
-    def job_ids(self, task_id: str, owner: str) -> list[str] | None:
-        """None for a task that is not known, or another owner's."""
+    def job_ids(self, task_id: str, owner: str) -> list[str]:
+        """The owner's; a task that is not known is the job of that name."""
         with self._lock:
-            of, ids = self._jobs.get(task_id, ("", None))
-        return ids if of == owner else None
+            return self._jobs.get((owner, task_id), [task_id])
 
 
 @dataclass

@@ -92,8 +92,7 @@ def router(context: ApiContext) -> APIRouter:
 
 def _jobs_of(context: ApiContext, task_id: str, owner: str) -> list[Job]:
     """The jobs of a task: those noted for it, or the one that has its name."""
-    found = context.tasks.job_ids(task_id, owner)
-    jobs = [context.service.job(one) for one in (found if found is not None else [task_id])]
+    jobs = [context.service.job(one) for one in context.tasks.job_ids(task_id, owner)]
     return [job for job in jobs if job is not None and (not owner or job.order.owner == owner)]
 
 

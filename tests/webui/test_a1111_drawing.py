@@ -162,7 +162,7 @@ def test_one_saved_picture_has_no_grid(api):
 def test_styles_are_put_into_the_prompt(api):
     info = info_of(api.draw(styles=["oil", "nope"]))
     assert info["prompt"] == "a red star, oil painting" and info["styles"] == ["oil", "nope"]
-    assert info["warnings"] == ["styles: there is no style 'nope'; it was ignored"]
+    assert info["warnings"] == ["there is no style 'nope'; it was left out"]
 
 
 def test_a_second_pass(api, engine):

@@ -226,7 +226,7 @@ def test_unknown_styles_and_settings_are_ignored_as_there_but_said(text):
     ordered = text(styles=["oil", "nope", "None"], override_settings={"filter_nsfw": False})
     assert ordered.warnings == [
         "override_settings: there is no option 'filter_nsfw'; it was ignored",
-        "styles: there is no style 'nope'; it was ignored",
+        "there is no style 'nope'; it was left out",
     ]
 
 
@@ -378,3 +378,11 @@ def test_what_is_sent_as_json_may_be_null_everywhere(text):
     """A1111's models are all Optional: many programs write every field they know, most of them null."""
     fields = {name: None for name in Txt2ImgBody.model_fields}
     assert text(**json.loads(json.dumps(fields))).first.inference_steps == 50
+
+
+def test_wildcards_are_chosen_anew_for_each_picture_by_its_seed(text):
+    orders = text(prompt="a {red|blue|green} cat", seed=5, batch_size=6).orders
+    assert sum(one.request.count for one in orders) == 6
+    assert len({one.request.prompt for one in orders}) > 1
+    seeds = [one.request.seed + number for one in orders for number in range(one.request.count)]
+    assert seeds == [5, 6, 7, 8, 9, 10]
