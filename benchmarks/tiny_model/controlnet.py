@@ -90,8 +90,11 @@ def train(work: Path, out: Path, pictures: int, steps: int, minutes: float, rate
     weight = 1 + ((1 - kept) / kept).clamp(max=HIGH_NOISE_WEIGHT)
     team = Team(0, 1, work / "log.txt")
     draw = team.batches(len(data["latents"]), BATCH)
+    done = 0
 
     def loss_of(step: int) -> torch.Tensor:
+        nonlocal done
+        done = step + 1
         rows = torch.from_numpy(next(draw))
         clean = data["latents"][rows]
         edges = (data["edges"][rows].float() / 255)[:, None].expand(-1, 3, -1, -1)
@@ -127,7 +130,7 @@ def train(work: Path, out: Path, pictures: int, steps: int, minutes: float, rate
         ema=0.998,
         snapshot=keep,
     )
-    keep(average, steps)
+    keep(average, done)
 
 
 def save(control: nn.Module, weights: dict[str, torch.Tensor], out: Path, steps: int) -> None:
