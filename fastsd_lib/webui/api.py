@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from fastsd_lib.webui import a1111_drawing, a1111_lists, a1111_state, extra_networks, internal
-from fastsd_lib.webui.api_errors import add_error_handlers
+from fastsd_lib.webui.api_errors import add_error_handlers, answers
 from fastsd_lib.webui.context import ApiContext, ApiFlags, ApiLimits
 from fastsd_lib.webui.options import Options
 
@@ -68,6 +68,7 @@ def api_app(
         description=ABOUT,
         version="1",
         openapi_tags=TAGS,
+        responses=answers(401, 413, 415, 429),  # the guard's, whatever the route
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
