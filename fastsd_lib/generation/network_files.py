@@ -104,7 +104,10 @@ def _key(module: str, ending: str) -> str:
     """Kohya's key of a module by any of its names."""
     module = module.replace(".processor", "")
     if ending.startswith("_lora."):  # diffusers before 0.17: attn1.processor.to_out_lora
-        module = module.removesuffix("to_out") + "to_out.0" if module.endswith("to_out") else module
+        if ".self_attn." in module:  # of a text encoder
+            module = re.sub(r"self_attn\.to_(\w+)$", r"self_attn.\1_proj", module)
+        elif module.endswith("to_out"):
+            module += ".0"
     for theirs, ours in _BEGINNINGS:
         if module.startswith(theirs):
             module = ours + module.removeprefix(theirs)
