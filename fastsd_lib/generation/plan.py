@@ -146,7 +146,7 @@ def make_plan(
         again = encode(parts, replace(request, **changed), **known, size_px=hires_px)
     more = [*parts.notes, *networks.warnings, *conditioning.warnings, *(again.warnings if again else [])]
     warnings = list(dict.fromkeys(more))
-    levels = noise_levels(parts.scheduler_config)
+    levels = noise_levels(parts.scheduler_config, parts.family)
     return Plan(
         parts,
         request,

@@ -16,8 +16,11 @@ import numpy as np
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES
 
-# Sabour et al. 2024, "Align Your Steps", the levels they publish for SD 1.5 at ten steps.
-ALIGN_YOUR_STEPS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+# Sabour et al. 2024, "Align Your Steps", the levels they publish for SD 1.5 and SDXL at ten steps.
+ALIGN_YOUR_STEPS = {
+    "sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
 # A model trained to zero signal has an infinite last level; this share of signal stands in for none.
 LEAST_SIGNAL = 2.0**-24
 
@@ -29,6 +32,7 @@ class NoiseLevels:
     sigmas: np.ndarray  # (training steps,) float64, rising
     prediction: str = "epsilon"  # or "v_prediction", "sample"
     offset: int = 0  # the first training step that the "ddim" spacing takes
+    family: str = "sd1"  # the model's, for schedules that were found by trying on one
     floor: float = 0.0  # where samplers end that end at the lowest trained level; 0 = no noise at all
 
     @property
@@ -51,7 +55,7 @@ class NoiseLevels:
         return float(round(found)) if abs(found - round(found)) < 1e-6 else found
 
 
-def noise_levels(config: Mapping[str, Any]) -> NoiseLevels:
+def noise_levels(config: Mapping[str, Any], family: str = "sd1") -> NoiseLevels:
     """From a model's scheduler_config.json; absent entries mean what they mean to diffusers."""
     steps = config.get("num_train_timesteps", 1000)
     first, last = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
@@ -80,6 +84,7 @@ def noise_levels(config: Mapping[str, Any]) -> NoiseLevels:
         sigmas,
         config.get("prediction_type", "epsilon"),
         config.get("steps_offset", 0),
+        family,
         0.0 if config.get("set_alpha_to_one", True) else float(sigmas[0]),
     )
 
@@ -134,9 +139,10 @@ def _kl_optimal(steps: int, levels: NoiseLevels, rho: float) -> np.ndarray:
 
 
 def _align_your_steps(steps: int, levels: NoiseLevels, rho: float) -> np.ndarray:
-    """Sabour et al. 2024: levels optimised for SD 1.5, interpolated in log sigma."""
-    places = np.linspace(0, 1, len(ALIGN_YOUR_STEPS))
-    return np.exp(np.interp(np.linspace(0, 1, steps), places, np.log(ALIGN_YOUR_STEPS)))
+    """Sabour et al. 2024: levels optimised for SD 1.5 or SDXL, interpolated in log sigma."""
+    published = ALIGN_YOUR_STEPS["sdxl" if levels.family == "sdxl" else "sd1"]
+    places = np.linspace(0, 1, len(published))
+    return np.exp(np.interp(np.linspace(0, 1, steps), places, np.log(published)))
 
 
 def _simple(steps: int, levels: NoiseLevels, rho: float) -> list[float]:

@@ -16,7 +16,9 @@ from fastsd_lib.models.identify import identify, unet_width
 EMBEDDED = "embedded"
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
-EXTRAS_FOLDER = Path(__file__).with_name("embedded_extras")  # LoRA, embeddings, ControlNet for the embedded model
+EXTRAS_FOLDER = Path(__file__).with_name(
+    "embedded_extras"
+)  # LoRA, embeddings, ControlNet for the embedded model
 TRAIN_EMBEDDED = "python3 -m benchmarks.tiny_model.train"
 
 
@@ -48,10 +50,13 @@ KNOWN_MODELS = (
 # Hugging Face's own rule for "organisation/name".
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
-# The parts of an SD 1.x pipeline that have weights; a safety checker is never fetched.
+# The parts of a pipeline that have weights: those of SD 1.x and 2.x, and what SDXL, SD3 and Flux have besides or
+# instead. A safety checker is never fetched.
 PARTS = ("unet", "vae", "text_encoder")
+OTHER_PARTS = ("transformer", "text_encoder_2", "text_encoder_3")
 SMALL_FILES = re.compile(
-    r"(model_index|fastsd)\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt)"
+    r"(model_index|fastsd)\.json"
+    r"|(unet|transformer|vae|text_encoder(_[23])?|tokenizer(_[23])?|scheduler)/[^/]+\.(json|txt)"
 )
 
 
@@ -163,7 +168,7 @@ def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:
     """Of a repository's files, those that make one pipeline: configs, tokenizer, one set of safetensors."""
     files = list(files)
     wanted = _small_files(hub_id, files)
-    for part in PARTS:
+    for part in _parts_among(files):
         weights = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
         plain = [name for name in weights if re.fullmatch(r"[^.]+(-\d+-of-\d+)?\.safetensors", name)]
         half = [name for name in weights if name.endswith(".fp16.safetensors")]
@@ -173,9 +178,20 @@ def wanted_files(hub_id: str, files: Iterable[str]) -> list[str]:
                 fix="take a repository with safetensors; pickled .bin files are not opened.",
             )
         wanted += plain or half
-        index = f"{part}/diffusion_pytorch_model.safetensors.index.json"  # of shards
+        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        index = f"{part}/{stem}.safetensors.index.json"  # of shards
         wanted += [index] if plain and index in files else []
     return wanted
+
+
+def _parts_among(files: Iterable[str]) -> list[str]:
+    """The parts of the pipeline with these files; SD3 and Flux have a transformer for a U-Net."""
+    folders = {name.split("/")[0] for name in files}
+    others = [part for part in OTHER_PARTS if part in folders]
+    replaced = {"unet"} if "transformer" in others else set()
+    if "text_encoder_2" in others and "text_encoder" not in folders:  # the refiner of SDXL
+        replaced.add("text_encoder")
+    return [part for part in PARTS if part not in replaced] + others
 
 
 def _embedded(folder: Path) -> ModelFiles:

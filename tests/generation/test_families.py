@@ -13,7 +13,7 @@ from tiny_families import save_sd2, save_sdxl
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.conditioning import encode
 from fastsd_lib.generation.denoising import denoise_together
-from fastsd_lib.generation.engine import load_engine
+from fastsd_lib.generation.engine import draw, load_engine
 from fastsd_lib.generation.passes import batch
 from fastsd_lib.generation.plan import drawing_mode, make_plan
 from fastsd_lib.generation.request import GenerationRequest, Inpaint
@@ -255,6 +255,30 @@ def first_input(unet, draw) -> torch.Tensor:
     finally:
         hook.remove()
     return seen[0]
+
+
+def test_a_model_trained_to_zero_signal_draws_what_diffusers_draws(models, engines):
+    import diffusers
+
+    parts = engines["sd2_v"].parts
+    zero = replace(parts, scheduler_config={**parts.scheduler_config, "rescale_betas_zero_snr": True})
+    order = replace(ORDER, sampler="euler", schedule="uniform", width_px=32, height_px=32)
+    ours = draw(zero, order)
+    pipeline = witness(models["sd2_v"])
+    config = {**pipeline.scheduler.config, "rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    theirs = drawn_by(pipeline, order, height=32, width=32)
+    assert max(difference(one.image, other) for one, other in zip(ours, theirs, strict=True)) <= 1
+    assert difference(ours[0].image, draw(parts, order)[0].image) > 5
+
+
+def test_parts_that_wait_elsewhere_draw_the_same_and_stay_ordinary_weights(models, engines):
+    """On the CPU they move nowhere; that they leave a GPU is not tried here."""
+    parts = load_engine(models["sdxl"], device="cpu").parts
+    parts.offload()
+    order = replace(ORDER, count=1, width_px=32, height_px=32)
+    assert difference(draw(parts, order)[0].image, engines["sdxl"].generate(order)[0].image) == 0
+    assert not any(weight.is_inference() for module in parts.modules for weight in module.parameters())
 
 
 # ------------------------------------------------------------------ VAE

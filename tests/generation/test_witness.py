@@ -170,3 +170,14 @@ def test_zero_terminal_snr_and_other_noise_plans_are_those_of_diffusers():
         expected = ((1 - shares) / shares).sqrt()
         assert noise_levels(config).sigmas[:-1] == pytest.approx(expected.tolist()[:-1], rel=2e-3)
         assert noise_levels(config).highest == pytest.approx(expected[-1].item(), rel=2e-3)
+
+
+@pytest.mark.parametrize(("family", "published"), [("sd1", ""), ("sd2", ""), ("sdxl", "XL")])
+def test_align_your_steps_has_the_levels_that_diffusers_has(parts, family, published):
+    from diffusers.schedulers.scheduling_utils import AysSchedules
+
+    levels = noise_levels(parts.scheduler_config, family)
+    ours = sigmas_for("euler", "align_your_steps", 11, levels)
+    theirs = AysSchedules[f"StableDiffusion{published}Sigmas"]
+    assert ours[:10] == pytest.approx(theirs[:10], rel=1e-6)
+    assert ours[10:] == pytest.approx([0.029, 0])  # theirs goes from the tenth level to none at once

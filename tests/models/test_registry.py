@@ -147,6 +147,24 @@ def test_of_a_repository_only_one_set_of_safetensors_is_taken():
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in wanted_files("a/b", halves)
 
 
+def test_the_parts_that_other_families_have_besides_or_instead_are_taken():
+    files = [
+        "model_index.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder_2/model.safetensors",
+    ]
+    refiner = [*files, "unet/diffusion_pytorch_model.safetensors", "tokenizer_2/vocab.json"]
+    assert sorted(wanted_files("a/b", [*refiner, "vae_1_0/config.json"])) == sorted(refiner)
+    shards = [f"text_encoder_3/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    sd3 = [
+        *files, *shards, "text_encoder_3/model.safetensors.index.json", "text_encoder/model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors", "tokenizer_3/tokenizer.json",
+    ]  # fmt: skip
+    assert sorted(wanted_files("a/b", [*sd3, "sd3.safetensors"])) == sorted(sd3)
+    with pytest.raises(UserError, match=r"no .safetensors weights in text_encoder_2/"):
+        wanted_files("a/b", [*refiner[:2], *refiner[3:], "text_encoder_2/model.bin"])
+
+
 def test_repositories_without_a_pipeline_or_with_pickles_only_are_refused():
     with pytest.raises(UserError, match="not a Diffusers pipeline"):
         wanted_files("a/b", ["model.safetensors"])
