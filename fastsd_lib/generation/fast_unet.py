@@ -49,11 +49,10 @@ class FastUnet:
         self._version: Any = None
         self._texts: list[list[torch.Tensor]] = [[] for _ in range(threads)]
         if _can_pack(self.unet):
-            from fastsd_lib.generation.packed import make_twin, packed_layers
+            from fastsd_lib.generation.packed import make_twin
 
-            self._twin = make_twin(self.unet)
-            self._packed = list(packed_layers(self._twin))
-        self._modules = list(self.unet.modules())
+            self._twin, self._packed = make_twin(self.unet)
+        self._insides = [vars(module) for module in self.unet.modules()]
 
     def __call__(self, x: torch.Tensor, times: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
         """(rows, C, h, w), (rows,) and the arguments of UNet2DConditionModel -> (noise,), as with return_dict=False."""
@@ -112,11 +111,11 @@ class FastUnet:
     def _touched(self) -> bool:
         """Whether somebody listens in the U-Net, or has put something else in the place of a part of it."""
         return any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in module.__dict__
-            or module.training
-            for module in self._modules
+            inside["_forward_hooks"]
+            or inside["_forward_pre_hooks"]
+            or inside["training"]
+            or "forward" in inside
+            for inside in self._insides
         )
 
 

@@ -22,19 +22,24 @@ SIZES_KEPT = 2  # of pictures, that a convolution is packed for: a request has o
 KEPT = "kept_by_layers"  # attribute of a text's tensor: keys and values by layer, the same at every step
 
 
-class Packed(nn.Module):
+class Packed:
     """A layer whose weights are made of those of `sources`, modules that may be trained or patched meanwhile."""
 
     def __init__(self, *sources: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["sources"] = (
-            sources  # not its children: they keep their place in the module they are of
-        )
-        self._made_of: Any = None
+        self.sources = sources
+        self._made_of: list[tuple[int, int]] = []
+
+    def stamps(self) -> list[tuple[int, int]]:
+        return [
+            stamp(weight)
+            for source in self.sources
+            for weight in source._parameters.values()
+            if weight is not None
+        ]
 
     def refresh(self, again: bool) -> bool:
         """Pack when the weights are others than before, or `again`; whether it did."""
-        now = [stamp(weight) for source in self.sources for weight in source.parameters()]
+        now = self.stamps()
         if now == self._made_of and not again:
             return False
         self.pack()
@@ -54,8 +59,9 @@ class PackedLinear(Packed):
     """
 
     def __init__(self, *sources: nn.Linear, act: str = "none", part: slice = slice(None)) -> None:
-        super().__init__(*sources)
         self.act, self.part = act, part
+        self.algorithm = "none" if act == "gelu" else ""  # the exact gelu
+        super().__init__(*sources)
 
     def pack(self) -> None:
         weights = [source.weight.detach()[self.part] for source in self.sources]
@@ -64,10 +70,8 @@ class PackedLinear(Packed):
         self.bias = torch.cat(biases) if biases else None
         self.weight = mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return mkldnn._linear_pointwise(
-            x, self.weight, self.bias, self.act, [], "none" if self.act == "gelu" else ""
-        )
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return mkldnn._linear_pointwise(x, self.weight, self.bias, self.act, [], self.algorithm)
 
     def onto(self, x: torch.Tensor, other: torch.Tensor, how: str) -> torch.Tensor:
         """The product "add" or "mul" `other`, in one pass."""
@@ -78,8 +82,8 @@ class PackedConv(Packed):
     """A convolution without groups, on channels-last pictures."""
 
     def __init__(self, source: nn.Conv2d) -> None:
-        super().__init__(source)
         self.geometry = list(source.padding), list(source.stride), list(source.dilation), source.groups
+        super().__init__(source)
 
     @property
     def plain(self) -> bool:
@@ -102,7 +106,7 @@ class PackedConv(Packed):
             self._by_size[size] = weight
         return weight
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self.plain:
             return self.sources[0](x)
         weight = self._weight(x.shape[2:])
@@ -118,14 +122,13 @@ class PackedConv(Packed):
         )
 
 
-class LeanResnet(nn.Module):
+class LeanResnet:
     def __init__(self, block: ResnetBlock2D) -> None:
-        super().__init__()
         self.norm1, self.norm2, self.time = block.norm1, block.norm2, block.time_emb_proj
         self.conv1, self.conv2 = PackedConv(block.conv1), PackedConv(block.conv2)
         self.shortcut = None if block.conv_shortcut is None else PackedConv(block.conv_shortcut)
 
-    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h += self.time(F.silu(temb))[:, :, None, None]
@@ -133,17 +136,16 @@ class LeanResnet(nn.Module):
         return self.conv2.plus(h, x if self.shortcut is None else self.shortcut(x))
 
 
-class LeanTransformer(nn.Module):
+class LeanTransformer:
     """Tokens are the pixels of a channels-last picture: between both no copy is made."""
 
     def __init__(self, block: Transformer2DModel) -> None:
-        super().__init__()
         self.norm = block.norm
         make = PackedLinear if block.use_linear_projection else PackedConv
         self.into, self.out = make(block.proj_in), make(block.proj_out)
-        self.blocks = nn.ModuleList(LeanBlock(one) for one in block.transformer_blocks)
+        self.blocks = [LeanBlock(one) for one in block.transformer_blocks]
 
-    def forward(
+    def __call__(
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
@@ -152,9 +154,8 @@ class LeanTransformer(nn.Module):
     ) -> tuple[torch.Tensor]:
         x = hidden_states.contiguous(memory_format=torch.channels_last)
         rows, _, height, width = x.shape
-        mask = (
-            None if encoder_attention_mask is None else encoder_attention_mask[:, None]
-        )  # (B, 1, 1, tokens)
+        mask = encoder_attention_mask
+        mask = None if mask is None else mask[:, None]  # (B, 1, 1, tokens)
         h = self.norm(x)
         if isinstance(self.into, PackedConv):
             h = self.into(h)
@@ -170,10 +171,9 @@ class LeanTransformer(nn.Module):
         return (self.out.plus(h.reshape(rows, height, width, -1).permute(0, 3, 1, 2), x),)
 
 
-class LeanBlock(nn.Module):
+class LeanBlock:
     def __init__(self, block: BasicTransformerBlock) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList([block.norm1, block.norm2, block.norm3])
+        self.norms = block.norm1, block.norm2, block.norm3
         own, cross = block.attn1, block.attn2
         self.heads = own.heads, cross.heads
         self.qkv = PackedLinear(own.to_q, own.to_k, own.to_v)
@@ -186,7 +186,7 @@ class LeanBlock(nn.Module):
         self.gate = PackedLinear(geglu, act="gelu", part=slice(half, None))
         self.down = PackedLinear(block.ff.net[2])
 
-    def forward(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         q, k, v = (_by_head(one, self.heads[0]) for one in self.qkv(self.norms[0](x)).chunk(3, dim=-1))
         x = self.own_out.onto(_attend(q, k, v, None), x, "add")
         k, v = self._keys_values(text)
@@ -260,24 +260,49 @@ def _usual_conv(layer: nn.Conv2d) -> bool:
 
 
 #: Exact class -> (whether it is of the usual kind, what stands in its place).
-STAND_INS: dict[type, tuple[Callable[[Any], bool], Callable[[Any], nn.Module]]] = {
+STAND_INS: dict[type, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
     ResnetBlock2D: (_usual_resnet, LeanResnet),
     Transformer2DModel: (_usual_transformer, LeanTransformer),
     nn.Conv2d: (_usual_conv, PackedConv),
 }
 
 
-def make_twin(module: nn.Module) -> nn.Module:
-    """The same module with stand-ins wherever there is one; what is of an unusual kind stays as it is."""
+class StandIn(nn.Module):
+    """A place in a tree of modules; what stands there is no module, for that costs time at each call."""
+
+    def __init__(self, made: Callable[..., Any]) -> None:
+        super().__init__()
+        self.forward = made
+
+
+def make_twin(module: nn.Module) -> tuple[nn.Module, list[Packed]]:
+    """The same module with stand-ins wherever there is one, and what is packed in them, to be refreshed before use.
+
+    What is of an unusual kind stays as it is.
+    """
+    packed: list[Packed] = []
+    return _twin(module, packed), packed
+
+
+def _twin(module: nn.Module, packed: list[Packed]) -> nn.Module:
     usual, make = STAND_INS.get(type(module), (None, None))
     if usual is not None and usual(module):
-        return make(module).eval()
+        made = make(module)
+        packed += _packed_in(made)
+        return StandIn(made)
     twin = object.__new__(type(module))
     twin.__dict__ = dict(module.__dict__)
-    twin._modules = {name: child and make_twin(child) for name, child in module._modules.items()}
+    twin._modules = {name: child and _twin(child, packed) for name, child in module._modules.items()}
     twin.training = False
     return twin
 
 
-def packed_layers(twin: nn.Module) -> Iterator[Packed]:
-    return (layer for layer in twin.modules() if isinstance(layer, Packed))
+def _packed_in(made: Any) -> Iterator[Packed]:
+    if isinstance(made, Packed):
+        yield made
+    elif isinstance(made, list):
+        for one in made:
+            yield from _packed_in(one)
+    elif isinstance(made, (LeanResnet, LeanTransformer, LeanBlock)):
+        for one in vars(made).values():
+            yield from _packed_in(one)
