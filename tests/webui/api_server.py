@@ -22,6 +22,7 @@ from fastsd_lib.webui.context import ApiContext, ApiFlags
 from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.options import Options
 from fastsd_lib.webui.server import Server, serve_app
+from fastsd_lib.workflows.drawing import library_folders
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "sampler_name": "Euler a", "prompt": "a red star"}
 
@@ -51,9 +52,15 @@ class Served:
 
 
 @contextmanager
-def served_api(folder: Path, door: Door = LOOPBACK, flags: ApiFlags | None = None) -> Iterator[Served]:
-    """Models, styles and LoRA files come from `folder`, as in A1111's; pictures are saved in its outputs/."""
-    service = Service(Shelf(Library.of(LibraryFolders.under(folder))))
+def served_api(
+    folder: Path, door: Door = LOOPBACK, flags: ApiFlags | None = None, extras: bool = False
+) -> Iterator[Served]:
+    """Models, styles and LoRA files come from `folder`, as in A1111's; pictures are saved in its outputs/.
+
+    `extras`: with what is shipped for the embedded model, too.
+    """
+    folders = library_folders(folder) if extras else LibraryFolders.under(folder)
+    service = Service(Shelf(Library.of(folders)))
     app = api_app(
         service, settings=Options(folder / "config.json"), pictures_dir=folder / "outputs", flags=flags
     )

@@ -172,19 +172,6 @@ def test_controlnets_routes(api, photo):
     assert len(found.images) == 1
 
 
-def test_a_unit_that_steers(api, photo):
-    model = api.controlnet_model_list()
-    if not model:
-        pytest.skip("no ControlNet is shipped")
-    unit = webuiapi.ControlNetUnit(
-        image=photo, module="canny", model=model[0], threshold_a=50, threshold_b=100
-    )
-    result = api.txt2img(**SMALL, seed=5, controlnet_units=[unit])
-    assert len(result.images) == 2  # the picture and its map: clients count n_iter * batch_size + units
-    assert "ControlNet 0" in result.info["infotexts"][0]
-    assert len(api.txt2img(**SMALL, seed=5).images) == 1
-
-
 def test_a_user_who_signs_in_later(tmp_path):
     with served_api(tmp_path, Door(users={"me": "a:b,c"})) as served:
         api = webuiapi.WebUIApi(port=served.server.port)  # asks for /scripts without a password: no harm
