@@ -19,9 +19,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import Tensor, TensorFile
 from fastsd_lib.formats.configs import TOKENIZER_FILES, family_of
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES, single_file_kind
-from fastsd_lib.formats.vae_config import vae_config
+from fastsd_lib.formats.shapes import text_config, unet_config, vae_config
 
-HEAD_WIDTH = 64  # of SD 2.x, SDXL and their text encoders
 LATENT_SCALES = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sdxl_refiner": 0.13025}
 SIDES = {"sd2": 64, "sd2_v": 96, "sdxl": 128, "sdxl_refiner": 128}  # latents of the size trained for
 SCHEDULE = {
@@ -119,7 +118,7 @@ def _derived(
             fix="name a Diffusers folder of an SD 1.x model.",
         )
     side = SIDES["sd2_v" if kind == "sd2" and prediction.kind == "v_prediction" else kind]
-    unet = _unet(_inner(file, BODY_PREFIXES["unet"]), file.path)
+    unet = unet_config(_inner(file, BODY_PREFIXES["unet"]), file.path)
     vae = vae_config(_inner(file, BODY_PREFIXES["vae"]), file.path) | {"scaling_factor": LATENT_SCALES[kind]}
     configs: dict[str, Any] = {
         "model_index.json": _model_index(kind),
@@ -129,7 +128,7 @@ def _derived(
     }
     texts: dict[str, str] = {}
     for part, prefix in TEXT_PREFIXES[kind].items():
-        config = _text_encoder(_inner(file, prefix), file.path)
+        config = text_config(_inner(file, prefix), file.path)
         if kind == "sd2" and config["num_hidden_layers"] == 24:
             config["num_hidden_layers"] = 23  # the last layer is never read
         configs[f"{part}/config.json"] = config
@@ -141,96 +140,6 @@ def _derived(
             config,
         )
     return {name: json.dumps(value, indent=2) for name, value in configs.items()} | texts
-
-
-@dataclass
-class _Level:
-    width: int = 0
-    layers: int = 0
-    depth: int = 0  # transformer blocks of each attention, 0 = no attention
-
-
-def _unet(tensors: Mapping[str, Tensor], origin: Path) -> dict[str, Any]:
-    """UNet2DConditionModel's config; `input_blocks` is one row of residual blocks and downsamplers."""
-    levels = [_Level()]
-    row = 1
-    while any(name in tensors for name in (_res(row), _down(row))):
-        if _down(row) in tensors:
-            levels.append(_Level())
-        else:
-            levels[-1].width = tensors[_res(row)].shape[0]
-            levels[-1].layers += 1
-            levels[-1].depth = _depth(tensors, f"input_blocks.{row}.1.")
-        row += 1
-    middle = _depth(tensors, "middle_block.1.")
-    reads = next((t.shape[1] for name, t in tensors.items() if name.endswith("attn2.to_k.weight")), 0)
-    layers = {level.layers for level in levels}
-    if len(layers) != 1 or not reads or any(level.width % HEAD_WIDTH for level in levels):
-        raise UserError(
-            f"The shapes of {origin} are not those of a known model.",
-            fix="name a Diffusers folder of the same kind to take its configs from.",
-        )
-    config: dict[str, Any] = {
-        "_class_name": "UNet2DConditionModel",
-        "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
-        "out_channels": tensors["out.2.weight"].shape[0],
-        "block_out_channels": [level.width for level in levels],
-        "layers_per_block": layers.pop(),
-        "down_block_types": ["CrossAttnDownBlock2D" if level.depth else "DownBlock2D" for level in levels],
-        "up_block_types": [
-            "CrossAttnUpBlock2D" if level.depth else "UpBlock2D" for level in reversed(levels)
-        ],
-        "transformer_layers_per_block": [
-            *(level.depth or 1 for level in levels[:-1]),
-            levels[-1].depth or middle,
-        ],
-        "cross_attention_dim": reads,
-        "attention_head_dim": [level.width // HEAD_WIDTH for level in levels],
-        "use_linear_projection": True,
-    }
-    ids = tensors.get("label_emb.0.0.weight")
-    if ids:
-        config |= {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": ids.shape[1],
-        }
-    return config
-
-
-def _text_encoder(tensors: Mapping[str, Tensor], origin: Path) -> dict[str, Any]:
-    """CLIPTextConfig of OpenAI's CLIP (names of transformers) or of an OpenCLIP."""
-    open_clip = "token_embedding.weight" in tensors
-    words = tensors.get(
-        "token_embedding.weight" if open_clip else "text_model.embeddings.token_embedding.weight"
-    )
-    layer = re.compile(r"(?:transformer\.resblocks|text_model\.encoder\.layers)\.(\d+)\.")
-    numbers = {int(found[1]) for name in tensors if (found := layer.match(name))}
-    inner = next(
-        (t for name, t in tensors.items() if name.endswith(("mlp.c_fc.weight", "mlp.fc1.weight"))), None
-    )
-    if not words or not numbers or not inner or words.shape[1] % HEAD_WIDTH:
-        raise UserError(
-            f"The shapes of the text encoder in {origin} are not those of a known model.",
-            fix="name a Diffusers folder of the same kind to take its configs from.",
-        )
-    projection = tensors.get("text_projection")
-    vocabulary, width = words.shape
-    return {
-        "architectures": ["CLIPTextModelWithProjection" if projection and open_clip else "CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": inner.shape[0],
-        "num_hidden_layers": max(numbers) + 1,
-        "num_attention_heads": width // HEAD_WIDTH,
-        "max_position_embeddings": 77,
-        "hidden_act": "gelu" if open_clip else "quick_gelu",
-        "projection_dim": projection.shape[1] if projection and open_clip else width,
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if open_clip else vocabulary - 1,
-    }
 
 
 def _vocabulary(
@@ -279,16 +188,3 @@ def _model_index(kind: str) -> dict[str, Any]:
 
 def _inner(file: TensorFile, prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: t for name, t in file.tensors.items() if name.startswith(prefix)}
-
-
-def _res(row: int) -> str:
-    return f"input_blocks.{row}.0.out_layers.3.weight"
-
-
-def _down(row: int) -> str:
-    return f"input_blocks.{row}.0.op.weight"
-
-
-def _depth(tensors: Mapping[str, Tensor], attention: str) -> int:
-    blocks = re.compile(re.escape(attention) + r"transformer_blocks\.(\d+)\.")
-    return max((int(found[1]) + 1 for name in tensors if (found := blocks.match(name))), default=0)

@@ -12,8 +12,8 @@ from fastsd_lib.core.files import read_json
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, rename, vae_table
 from fastsd_lib.formats.parts import Parts, module_of
+from fastsd_lib.formats.shapes import vae_config
 from fastsd_lib.formats.single_file import open_single_file
-from fastsd_lib.formats.vae_config import vae_config
 from fastsd_lib.formats.weights import Weight, Weights, check_complete, modern_name, part_files
 
 
@@ -41,7 +41,12 @@ def load_vae(path: Path, like: Parts) -> torch.nn.Module:
     else:
         config, weights = _from_file(open_single_file(path), path)
     _refuse_others(config, own, path, like)
-    for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):  # as the U-Net knows latents
+    for name in (
+        "scaling_factor",
+        "shift_factor",
+        "latents_mean",
+        "latents_std",
+    ):  # as the U-Net knows latents
         config[name] = getattr(own, name, None)
     config.setdefault("norm_num_groups", own.norm_num_groups)
     table = vae_table(config)
