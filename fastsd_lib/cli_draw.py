@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("settings").add_argument
     add("--negative-prompt", default="")
+    add("--style", action="append", default=[], metavar="NAME", help="of the library's styles.csv")
     add("--inference-steps", "--steps", "--ddim_steps", type=int, default=25)
     add("--guidance-scale", "--cfg-scale", "--scale", type=float, default=None)
     add("--seed", type=int, default=42, help="-1: any; the file's name tells which it was")
@@ -104,6 +106,7 @@ def _add_control(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.generation.files import draw_to_folder, save_grid
+    from fastsd_lib.generation.prompts import prepare_prompts
     from fastsd_lib.workflows import drawing
 
     prompts = _prompts(options)
@@ -115,7 +118,12 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     engine = drawing.open_engine(
         model, options.vae, options.library, options.device, options.dtype, options.threads
     )
-    requests = [replace(request, prompt=prompt) for prompt in prompts]
+    requests = []
+    for prompt in prompts:
+        prepared = prepare_prompts(replace(request, prompt=prompt), engine.library.folders, options.style)
+        requests += prepared.requests
+        for warning in prepared.warnings:
+            print(f"Note: {warning}", file=sys.stderr)
     written = []
     for path in draw_to_folder(
         engine, requests, options.out, f".{options.format}", console_progress(options)

@@ -100,6 +100,22 @@ def test_each_line_of_a_file_is_a_prompt_and_a_grid_shows_them(tiny_pipeline, tm
     assert prompts == ["a red star", "a blue cat"]
 
 
+def test_styles_and_wildcards_are_put_in_for_each_picture(tiny_pipeline, tmp_path, capsys):
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "wildcards" / "thing.txt").write_text("star\ncat\nmonster\n")
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nred,{prompt} in red,blue\n")
+    words = ["--model", str(tiny_pipeline.path), "--steps", "1", "--count", "6", "--library", str(tmp_path)]
+    words += ["--style", "red", "--style", "none", "--out", str(tmp_path / "out")]
+    assert main(["generate", "a __thing__", *words]) == 0
+    said = capsys.readouterr()
+    records = [read_record(Path(line)) for line in said.out.splitlines()]
+    assert [record["seed"] for record in records] == [42, 43, 44, 45, 46, 47]
+    prompts = {record["prompt"] for record in records}
+    assert prompts <= {f"a {thing} in red" for thing in ("star", "cat", "monster")} and len(prompts) > 1
+    assert {record["negative_prompt"] for record in records} == {"blue"}
+    assert "Note: there is no style 'none'" in said.err
+
+
 def test_a_seed_of_minus_one_is_any_and_said(generate):
     first, second = generate("--seed", "-1"), generate("--seed", "-1")
     seeds = [read_record(Path(picture.filename))["seed"] for picture in (first, second)]
