@@ -6,6 +6,7 @@ python3 -m benchmarks.tiny_model.extras_bars [--count 48] [--sheet build/extras.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def night(engine: Engine, judge, count: int) -> list[list[Image.Image]]:
         red, _, blue = values.mean((0, 1, 2))
         print(f"{weight:6}  {values.mean():10.1f}  {blue - red:+8.1f}  {right:.0%}", flush=True)
         rows.append(pictures[:: max(len(pictures) // 12, 1)][:12])
+    rng = random.Random(77)
+    made = [world.random_scene(rng) for _ in range(count)]
+    pictures = [lora.by_night(world.draw(scene, rng)) for scene in made]
+    seen = [answer["subject"] for answer in answers(judge, pictures)]
+    right = np.mean([scene.subject == one for scene, one in zip(made, seen, strict=True)])
+    values = np.stack([np.asarray(one, np.float32) for one in pictures])
+    red, _, blue = values.mean((0, 1, 2))
+    print(f"drawn   {values.mean():9.1f}  {blue - red:+8.1f}  {right:.0%} (by night, by no model)")
     return rows
 
 

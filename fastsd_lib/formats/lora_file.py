@@ -46,7 +46,7 @@ class Correction:
 
     def change(self, strength: float = 1.0) -> torch.Tensor:
         """(out, in, ...), fp32."""
-        change = (self.up.flatten(1) @ self.down.flatten(1)) * (self.scale * strength)
+        change = (self.up.flatten(1) * (self.scale * strength)) @ self.down.flatten(1)
         return change.reshape(self.up.shape[0], *self.down.shape[1:])
 
     def added_to(self, weight: torch.Tensor, strength: float = 1.0) -> torch.Tensor:

@@ -131,7 +131,7 @@ class _Change:
     strength: float
 
     def of(self, original: torch.Tensor, bias: bool) -> torch.Tensor:
-        """What is added to `original`, fp32, on its device."""
+        """What is added to `original` at strength 1, fp32, on its device."""
         module = self.network.file.modules[self.key]
         tensors = {
             role: self.handle.get_tensor(name).to(original.device) for role, name in module.names.items()
@@ -141,12 +141,7 @@ class _Change:
         else:
             change = change_of(module, tensors, self.network.rank).reshape(original.shape)
             change = with_magnitude(original, change, tensors)
-        if not torch.isfinite(change).all():
-            raise UserError(
-                f"{self.network.file.path.name} holds values that are no numbers (NaN), in {self.key}.",
-                fix="download it again; if it stays so, the file is damaged.",
-            )
-        return change * self.strength
+        return change
 
 
 def _changed(
@@ -156,12 +151,13 @@ def _changed(
     start = original.to(device).float()
     total = start.clone()
     for change in changes:
-        total += change.of(start, place[1].endswith(".bias"))
+        total.add_(change.of(start, place[1].endswith(".bias")), alpha=change.strength)
     changed = total.to(original.dtype)
-    if not torch.isfinite(changed).all():
+    if not torch.isfinite(changed.sum(dtype=torch.float32)):  # one number, where any NaN or infinity shows
         names = ", ".join(dict.fromkeys(change.network.file.path.name for change in changes))
         raise UserError(
-            f"{names}: the changed weights are too large.", fix="take smaller weights, such as 1."
+            f"With {names} in force, weights are no numbers (NaN) or too large, in {'.'.join(place)}.",
+            fix="take a smaller weight in the tag; if it stays so, the file is damaged: download it again.",
         )
     return changed
 
