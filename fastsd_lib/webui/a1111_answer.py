@@ -39,7 +39,8 @@ def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiCont
     Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked.
     """
     body, settings = ordered.body, ordered.settings
-    found = context.service.shelf.find(ordered.orders[0].model)
+    drew = pictures[0].record["model"] if pictures else ordered.orders[0].model
+    found = context.service.shelf.find(drew)
     model = Model(found.name, found.short_hash)
     texts = [infotext(_record(one, ordered, model)) for one in pictures]
     images = [one.image for one in pictures]
@@ -50,8 +51,9 @@ def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiCont
     shown = list(zip(images, texts, strict=True))
     if grid is not None:
         shown.insert(0, (grid, texts[0]))
-    sent = [in_base64(image, settings, text) for image, text in shown] if body.send_images else None
-    if sent is not None:
+    sent = []
+    if body.send_images:
+        sent = [in_base64(image, settings, text) for image, text in shown]
         maps = _maps(pictures, ordered.maps_sent_back)
         sent += [in_base64(image, settings) for image in maps]
     info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)

@@ -83,7 +83,7 @@ def units_of(scripts: Mapping[str, Any], context: ApiContext) -> tuple[list[Cont
     """The enabled units of `alwayson_scripts`, and for each whether its map is to be sent back."""
     units, sent_back = [], []
     for name, script in scripts.items():
-        args = script.get("args", []) if isinstance(script, Mapping) else script
+        args = script.get("args") or [] if isinstance(script, Mapping) else script
         if not isinstance(args, list):
             raise Refused(422, f"alwayson_scripts.{name[:50]}.args is no list.", "send a list of units.")
         if len(args) > context.limits.control_units:

@@ -67,8 +67,8 @@ def router(context: ApiContext) -> APIRouter:
     listed("/artist-categories", lambda _: [], "Gone from A1111 since 2022", list[str])
     listed("/artists", lambda _: [], "Gone from A1111 since 2022")
 
-    refreshed("/refresh-checkpoints", lambda _: None)  # they are looked for whenever they are listed
-    refreshed("/refresh-vae", lambda _: None)
+    refreshed("/refresh-checkpoints", lambda known: known.service.shelf.models())
+    refreshed("/refresh-vae", lambda known: known.service.shelf.vaes())
     refreshed("/refresh-embeddings", refresh_networks)
     refreshed("/refresh-loras", refresh_networks)
     return routes

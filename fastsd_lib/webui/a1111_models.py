@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fastsd_lib.generation.request import MAX_SEED
 from fastsd_lib.webui.context import ApiLimits
@@ -46,7 +46,9 @@ class DrawingBody(Body):
     seed_resize_from_h: int = Field(-1, le=_MOST.side_px)
     seed_resize_from_w: int = Field(-1, le=_MOST.side_px)
     sampler_name: Name | None = None
-    sampler_index: Name = Field("Euler", description="a name, too: used when sampler_name is not given")
+    sampler_index: Annotated[Name, BeforeValidator(str)] = Field(
+        "Euler", description="a name, too: used when sampler_name is not given"
+    )
     scheduler: Name | None = Field(
         None, description="a sigma schedule by label or name; null is the sampler's own"
     )
@@ -129,6 +131,6 @@ class Img2ImgBody(DrawingBody):
 class Drawn(BaseModel):
     """The pictures, the request as it was understood, and how each was made, as JSON in a string."""
 
-    images: list[str] | None
+    images: list[str]
     parameters: dict[str, Any]
     info: str

@@ -134,7 +134,7 @@ def test_no_text_where_it_is_switched_off(api):
 
 def test_no_pictures_where_none_are_wanted(api):
     answer = api.draw(send_images=False)
-    assert not answer["images"] and len(info_of(answer)["infotexts"]) == 1
+    assert answer["images"] == [] and len(info_of(answer)["infotexts"]) == 1
 
 
 def test_saved_pictures_come_with_their_grid_first(api):

@@ -69,6 +69,8 @@ def test_an_empty_request_has_a1111s_defaults(text):
         ({"seed_resize_from_w": 0, "seed_resize_from_h": -1}, {"seed_from_width_px": None, "seed_from_height_px": None}),
         ({"sampler_index": "DDIM"}, {"sampler": "DDIM"}),
         ({"sampler_index": "DDIM", "sampler_name": "Heun"}, {"sampler": "Heun"}),
+        ({"sampler_index": 0, "sampler_name": "Heun"}, {"sampler": "Heun"}),
+        ({"alwayson_scripts": {"ControlNet": {"args": None}, "controlnet": None}}, {"control": ()}),
         ({"scheduler": "automatic"}, {"schedule": "automatic"}),
         ({"scheduler": "KARRAS"}, {"schedule": "karras"}),
         ({"scheduler": "Align Your Steps"}, {"schedule": "align_your_steps"}),
