@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from fastsd_lib.webui import a1111_drawing, a1111_lists, a1111_state, extra_networks, internal
+from fastsd_lib.webui import (
+    a1111_drawing,
+    a1111_lists,
+    a1111_state,
+    controlnet_api,
+    docs_page,
+    extra_networks,
+    extras_api,
+    fastsd_v1,
+    internal,
+)
 from fastsd_lib.webui.api_errors import add_error_handlers, answers
 from fastsd_lib.webui.context import ApiContext, ApiFlags, ApiLimits
 from fastsd_lib.webui.options import Options
@@ -75,8 +82,18 @@ def api_app(
     )
     app.state.context = context
     add_error_handlers(app)
-    for room in (a1111_drawing, a1111_state, a1111_lists, internal, extra_networks, *_others()):
-        app.include_router(room.router(context))
+    for part in (
+        a1111_drawing,
+        a1111_state,
+        a1111_lists,
+        extras_api,
+        controlnet_api,
+        internal,
+        extra_networks,
+        fastsd_v1,
+        docs_page,
+    ):
+        app.include_router(part.router(context))
     if inner is not None:
         app.mount("", inner)
     return app
@@ -86,9 +103,3 @@ def _page_app(page: gr.Blocks, pictures_dir: Path | None) -> FastAPI:
     from fastsd_lib.webui.app import page_app  # gradio loads here
 
     return page_app(page, pictures_dir)
-
-
-def _others() -> Iterator[Any]:
-    for name in ("fastsd_v1", "controlnet_api", "docs_page", "extras_api"):
-        if find_spec(f"fastsd_lib.webui.{name}") is not None:
-            yield import_module(f"fastsd_lib.webui.{name}")
