@@ -53,6 +53,9 @@ def preprocess(
 def as_rgb(picture: Image.Image) -> Image.Image:
     """RGB as a viewer shows it; what is transparent is black, as drawings of lines have it."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):  # depth maps of 16 bits, and floats in [0, 1]
+        levels = np.asarray(picture, dtype=np.float64) * (255 if picture.mode == "F" else 255 / 65535)
+        picture = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         over = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", over.size, "black"), over)

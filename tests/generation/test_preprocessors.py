@@ -132,6 +132,11 @@ def test_a_transparent_drawing_stands_on_black():
     assert made[0, 0].tolist() == [0, 0, 0] and made[16, 16].tolist() == [255, 255, 255]
 
 
+def test_a_depth_map_of_16_bits_keeps_its_levels():
+    deep = Image.fromarray(np.array([[0, 32768], [49152, 65535]], np.uint16))
+    assert np.asarray(preprocess(deep, "none"))[..., 0].tolist() == [[0, 128], [191, 255]]
+
+
 def test_lines_stay_lines_when_they_are_made_smaller():
     drawing = Image.new("RGB", (512, 256))
     ImageDraw.Draw(drawing).rectangle((64, 64, 448, 192), outline="white")
