@@ -1,7 +1,8 @@
 "use strict";
 // Reads openapi.json and makes every route readable and try-able. Texts go in as text, never as markup.
 
-const LONGEST_TEXT = 300; // letters of one string in a shown answer: pictures in base64 have millions
+const LONGEST_CODE = 80; // letters of a picture in a shown answer: it has millions
+const LONGEST_TEXT = 4000; // of any other text
 let api = {};
 
 function make(tag, properties = {}, ...children) {
@@ -111,7 +112,7 @@ function addField(body, name, kind) {
 // ------------------------------------------------------------------ one route
 
 function route(path, verb, operation) {
-  const about = operation.summary || "";
+  const [about] = paragraphs(operation);
   const details = make("details", { className: "route", id: operation.operationId || `${verb} ${path}` },
     make("summary", {}, make("span", { className: `verb ${verb}` }, verb.toUpperCase()),
       make("span", { className: "path" }, path), make("span", { className: "about" }, about)));
@@ -126,9 +127,14 @@ function route(path, verb, operation) {
   return details;
 }
 
+/** What a route says of itself; without that, its name. */
+function paragraphs(operation) {
+  return (operation.description || operation.summary || "").trim().split(/\n\s*\n/);
+}
+
 function inner(path, verb, operation, media) {
   const place = make("div", { className: "inner" });
-  if (operation.description) place.append(...operation.description.split(/\n\s*\n/).map(prose));
+  place.append(...paragraphs(operation).slice(1).map(prose));
   const inputs = new Map();
   if ((operation.parameters || []).length) {
     place.append(make("h3", {}, "Parameters"), table(["name", "type", "usual", "", "value"], operation.parameters.map((one) => {
@@ -250,7 +256,11 @@ function showText(text, answer) {
   for (const picture of picturesIn(value).slice(0, 16)) {
     answer.append(make("img", { src: picture, alt: "a picture of the answer" }));
   }
-  const short = (key, one) => (typeof one === "string" && one.length > LONGEST_TEXT ? `${one.slice(0, LONGEST_TEXT)}… (${one.length} letters)` : one);
+  const short = (key, one) => {
+    if (typeof one !== "string") return one;
+    const most = /^[\w+/=:;,-]*$/.test(one.slice(0, 1000)) ? LONGEST_CODE : LONGEST_TEXT;
+    return one.length > most ? `${one.slice(0, most)}… (${one.length} letters)` : one;
+  };
   answer.append(make("pre", { tabIndex: 0 }, JSON.stringify(value, short, 2)));
 }
 
