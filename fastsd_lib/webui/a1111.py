@@ -30,6 +30,7 @@ from fastsd_lib.webui.a1111_pictures import read_picture
 from fastsd_lib.webui.a1111_scripts import spread
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
+from fastsd_lib.webui.options import checked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,8 +102,14 @@ def known_styles(context: ApiContext) -> dict[str, Style]:
 def _settings(
     body: DrawingBody, from_infotext: Mapping[str, Any], context: ApiContext
 ) -> tuple[dict[str, Any], list[str]]:
-    settings, unknown = context.options.with_overrides({**from_infotext, **body.override_settings})
-    warnings = [f"override_settings: there is no option {name[:100]!r}; it was ignored" for name in unknown]
+    warnings, told = [], {}
+    for name, value in from_infotext.items():  # a picture from elsewhere may ask for what is not here
+        try:
+            told |= checked({name: value})
+        except Refused as error:
+            warnings.append(f"infotext: {error.message} It was ignored.")
+    settings, unknown = context.options.with_overrides({**told, **body.override_settings})
+    warnings += [f"override_settings: there is no option {name[:100]!r}; it was ignored" for name in unknown]
     if not body.override_settings_restore_afterwards:
         known = {name: value for name, value in body.override_settings.items() if name not in unknown}
         a1111_settings.apply(context, a1111_settings.checked_change(context, known))

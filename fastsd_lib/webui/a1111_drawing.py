@@ -12,7 +12,7 @@ from fastsd_lib.generation.jobs import Job
 from fastsd_lib.webui.a1111 import Ordered, translate
 from fastsd_lib.webui.a1111_answer import answer_of
 from fastsd_lib.webui.a1111_models import DrawingBody, Drawn, Img2ImgBody, Txt2ImgBody
-from fastsd_lib.webui.api_errors import ClientLeft, answers
+from fastsd_lib.webui.api_errors import ClientLeft, Refused, answers
 from fastsd_lib.webui.context import ApiContext, owner_of
 
 
@@ -76,9 +76,19 @@ async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> l
         if not drawn.done():
             raise ClientLeft
         return [picture for pictures in drawn.result() for picture in pictures]
+    except UserError as error:
+        raise _as_fault(error) from None
     finally:
         gone.cancel()
         drawn.cancel()
+
+
+def _as_fault(error: UserError) -> UserError:
+    """500 for what is wrong with us and not with the request."""
+    from fastsd_lib.generation.worker import our_fault  # torch
+
+    ours = error.message == our_fault().message
+    return Refused(500, error.message, error.fix) if ours else error
 
 
 async def _gone(request: Request) -> None:

@@ -217,6 +217,19 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(api):
     assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_a_fault_of_ours_is_500_without_a_trace_and_the_next_request_is_drawn(api, monkeypatch):
+    from fastsd_lib.generation import worker
+
+    def broken(*args, **more):
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(worker, "make_plan", broken)
+    detail = refused(api.post("/sdapi/v1/txt2img", SMALL), 500, "went wrong inside the program")
+    assert "secret detail" not in detail
+    monkeypatch.undo()
+    assert api.post("/sdapi/v1/txt2img", SMALL).status_code == 200
+
+
 def test_unknown_routes_and_methods_have_the_same_shape(api):
     refused(api.get("/sdapi/v1/nothing"), 404)
     refused(api.get("/sdapi/v1/txt2img"), 405)

@@ -219,6 +219,16 @@ def test_infotext_of_an_unknown_model_draws_with_ours_and_says_so(text):
     assert "0123456789" in ordered.warnings[0] and "The current model drew instead" in ordered.warnings[0]
 
 
+def test_infotext_that_asks_for_what_is_not_here_says_so_and_draws(text):
+    ordered = text(
+        infotext="a cat\nSteps: 9, Sampler: Euler, CFG scale: 7, Seed: 1, ENSD: 31337, Clip skip: 2"
+    )
+    assert ordered.warnings == [
+        "infotext: eta_noise_seed_delta is '31337': this server cannot do that. It was ignored."
+    ]
+    assert ordered.first.clip_skip == 2
+
+
 def test_infotext_with_a_value_that_cannot_be_names_it(text):
     with pytest.raises(Refused, match=r"infotext: steps.*'many'"):
         text(infotext="a cat\nSteps: many, Sampler: Euler, CFG scale: 7, Seed: 1")
