@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.models import registry
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 
 def as_folder(base: ModelFiles, cache: Path) -> ModelFiles:
-    """The base model as a Diffusers folder; a single file is unpacked once, into the folder `cache`."""
+    """The base model as a Diffusers folder; a single file is unpacked once, into the folder `cache`.
+
+    UserError for families that are drawn with, but not trained.
+    """
+    if base.family != "sd1":
+        raise UserError(
+            f"{base.path} is a {base.family} model; only SD 1.x models are trained here.",
+            fix="take an SD 1.x model, for example the embedded one; this one can be drawn with.",
+        )
     if base.layout == "diffusers":
         return base
     from fastsd_lib.formats.single_file import import_single_file

@@ -17,6 +17,7 @@ from fastsd_lib.generation.engine import draw, load_engine
 from fastsd_lib.generation.passes import batch
 from fastsd_lib.generation.plan import drawing_mode, make_plan
 from fastsd_lib.generation.request import GenerationRequest, Inpaint
+from fastsd_lib.generation.seen_text import SeenText, join
 from fastsd_lib.generation.vae import decode
 from fastsd_lib.generation.vae import encode as encode_pictures
 
@@ -180,6 +181,16 @@ def test_the_refiner_reads_with_the_second_encoder_alone_and_is_told_a_score(mod
         assert torch.allclose(ours, theirs[0], atol=1e-5)
     [picture] = engines["refiner"].generate(replace(ORDER, count=1, width_px=32, height_px=32))
     assert np.asarray(picture.image).std() > 5
+
+
+def test_each_row_of_a_shared_call_has_its_own_pooled_text_and_size():
+    texts = [
+        (SeenText(torch.zeros(77, 8), torch.full((4,), float(n)), torch.full((6,), float(10 * n))), rows)
+        for n, rows in ((1, 2), (2, 1))
+    ]
+    besides = join(texts)["added_cond_kwargs"]
+    assert besides["text_embeds"][:, 0].tolist() == [1, 1, 2]
+    assert besides["time_ids"][:, 0].tolist() == [10, 10, 20]
 
 
 def without_chance(vae):
