@@ -495,13 +495,28 @@ def test_tags_that_are_switched_off_do_nothing(engine):
     assert "Lora hashes" not in off.record["extra_parameters"]
 
 
-def test_a_lora_for_another_family_is_refused_by_name(engine):
-    key = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"
-    put(engine, "xl", {f"{key}.lora_down.weight": random(2, 2048), f"{key}.lora_up.weight": random(640, 2)})
+FAMILIES = {
+    # what only a LoRA for that family holds: (module, what it reads, the file's metadata, family)
+    "width": ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 2048, {}, "SDXL"),
+    "width 2": ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 1024, {}, "SD 2.x"),
+    "second text encoder": ("lora_te2_text_model_encoder_layers_0_mlp_fc1", 128, {}, "SDXL"),
+    "deeper blocks": ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_k", 128, {}, "SDXL"),
+    "kohya says": ("lora_unet_conv_in", 9, {"ss_base_model_version": "sdxl_base_v1-0"}, "SDXL"),
+    "flux": ("lora_unet_double_blocks_0_img_attn_proj", 128, {}, "Flux"),
+    "flux of diffusers": ("transformer.single_transformer_blocks.0.attn.to_q", 128, {}, "Flux"),
+    "sd3": ("transformer.transformer_blocks.0.attn.to_q", 128, {}, "SD 3"),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_lora_for_another_family_is_refused_by_name(engine, kind):
+    key, width, metadata, family = FAMILIES[kind]
+    tensors = {f"{key}.lora_down.weight": random(2, width), f"{key}.lora_up.weight": random(64, 2)}
+    put(engine, "other", tensors, metadata)
     with pytest.raises(UserError) as refused:
-        in_force(engine, "<lora:xl:1>")
-    assert "the LoRA is made for SDXL, and the model tiny is SD 1.x." in refused.value.message
-    assert refused.value.fix == "take a model of SDXL, or a LoRA for SD 1.x."
+        in_force(engine, "<lora:other:1>")
+    assert f"the LoRA is made for {family}, and the model tiny is SD 1.x." in refused.value.message
+    assert refused.value.fix == f"take a model of {family}, or a LoRA for SD 1.x."
 
 
 def test_a_lora_of_another_shape_is_refused_and_a_few_foreign_modules_are_a_warning(engine):
