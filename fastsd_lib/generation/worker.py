@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.denoising import ask_together
@@ -73,11 +74,8 @@ class Worker:
             self._obey(work)
         if self.queue.paused:
             return
-        self._take_jobs()
-        for work in list(self.works):
-            if not work.strands and not work.left:
-                self._finish(work)
-        self._begin_strands()
+        while self._take_jobs() and self._begin_strands():
+            pass
         if strands := self._whose_turn():
             self._step(strands)
 
@@ -106,25 +104,25 @@ class Worker:
             if strand.cut():
                 with drawing_mode(work.plan):
                     self._advance([strand])
-            elif (
-                strand.step > 0
-            ):  # at the very start of its second pass: a step later there is something to see
+            elif strand.step > 0:  # its second pass has just begun: a step later there is something to see
                 work.job.skips = True
             else:
                 work.drop(strand)
 
     # --- which jobs, which pictures, whose turn
 
-    def _take_jobs(self) -> None:
+    def _take_jobs(self) -> bool:
+        """True while there may be room for more."""
         while sum(not work.strands for work in self.works) < MOST_UNBEGUN:
-            if not self.batching and self.works:
-                return
-            job = self.queue.take(self._suits)
+            alone = not self.batching and self.works
+            job = None if alone else self.queue.take(self._suits)
             if job is None:
-                return
+                self._begin_strands()
+                return False
             if not self.works:
                 self._model, self._most, self._others_since = job.model_key, 0, None
             self._open(job)
+        return True
 
     def _suits(self, job: Job) -> bool:
         return not self.works or (job.model_key == self._model and not self._turn_is_over())
@@ -154,8 +152,9 @@ class Worker:
         self.works.append(work)
         work.tell()
 
-    def _begin_strands(self) -> None:
-        """Those that have nothing in work come first, the oldest of them first of all."""
+    def _begin_strands(self) -> bool:
+        """Those that have nothing in work come first, the oldest of them first of all. True when one began."""
+        begun = False
         over = len(self.works) > 0 and self._turn_is_over()
         in_work: dict[Hashable, int] = {}
         for work in self.works:
@@ -175,7 +174,9 @@ class Worker:
                 count = 1  # a picture larger than all of the room
             if count > 0:
                 work.begin(count)
+                begun = True
                 in_work[work.company] = taken + work.strands[-1].latents
+        return begun
 
     def _let_others_first(self, work: Work) -> None:
         """A job of many pictures goes on when another model has had its turn."""
@@ -212,7 +213,13 @@ class Worker:
         began = time.monotonic()
         works = list({id(strand.work): strand.work for strand in strands}.values())
         before = sum(strand.step * len(strand.numbers) for strand in strands)
-        with drawing_mode(strands[0].work.plan):
+        with ExitStack() as mode:
+            try:
+                mode.enter_context(drawing_mode(strands[0].work.plan))
+            except Exception as error:  # a LoRA that cannot be put in force
+                for strand in strands:
+                    self._fail(strand, error)
+                return
             self._advance([strand for strand in strands if strand.denoising is None])
             self._ask([strand for strand in strands if strand.waits])
             self._advance([strand for strand in strands if strand.is_at_an_end])
