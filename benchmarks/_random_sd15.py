@@ -51,7 +51,7 @@ def save_random_sd15(folder: Path) -> Path:
         "vae": lambda: AutoencoderKL(**VAE),
         "text_encoder": lambda: CLIPTextModel(text),
     }
-    torch.manual_seed(0)
+    numbers = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
     for name, make in makers.items():
         with torch.device("meta"):
             module = make().half()
@@ -61,7 +61,8 @@ def save_random_sd15(folder: Path) -> Path:
                 weight.copy_(torch.arange(weight.shape[-1])[None])
             elif weight.ndim > 1:
                 fan_in = weight[0].numel()
-                weight.copy_(torch.randn(weight.shape) * fan_in**-0.5)
+                some = numbers.repeat(-(-weight.numel() // len(numbers)))[: weight.numel()]
+                weight.copy_(some.view(weight.shape) * fan_in**-0.5)
             else:
                 weight.fill_(1.0 if key.endswith("weight") else 0.0)
         module.save_pretrained(folder / name)

@@ -18,6 +18,7 @@ import torch
 from fastsd_lib.formats.parts import Parts
 
 MOST_OF_MEMORY = 1 / 4  # that packed copies of the weights may take; a larger U-Net only shares its rows
+MOST_COPIES = 3  # one for each size of pictures that take turns
 TEXTS_KEPT = 2  # of one batch, per thread: a prompt may go to and fro between two texts
 UNDERSTOOD = {
     "encoder_hidden_states",
@@ -48,10 +49,10 @@ class FastUnet:
         self._twin: torch.nn.Module | None = None
         self._version: Any = None
         self._texts: list[list[torch.Tensor]] = [[] for _ in range(threads)]
-        if _can_pack(self.unet):
+        if copies := _copies(self.unet):
             from fastsd_lib.generation.packed import make_twin
 
-            self._twin, self._packed = make_twin(self.unet)
+            self._twin, self._packed = make_twin(self.unet, copies)
         self._insides = [vars(module) for module in self.unet.modules()]
 
     def __call__(self, x: torch.Tensor, times: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
@@ -130,17 +131,20 @@ def _rows(value: Any, a: int, b: int, rows: int) -> Any:
     return value
 
 
-def _can_pack(unet: torch.nn.Module) -> bool:
-    """Whether this torch knows the operations, and the memory suffices for the copies."""
-    ours = sum(weight.nbytes for weight in unet.parameters())
+def _copies(unet: torch.nn.Module) -> int:
+    """How many packed copies of the weights the memory is there for; 0 where this torch cannot pack."""
     known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(
         torch.ops.mkldnn, "_convolution_pointwise"
     )
+    if not known or not torch.backends.mkldnn.is_available():
+        return 0
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return False
-    return known and torch.backends.mkldnn.is_available() and ours <= memory * MOST_OF_MEMORY
+        return 0
+    return min(
+        int(memory * MOST_OF_MEMORY) // sum(weight.nbytes for weight in unet.parameters()), MOST_COPIES
+    )
 
 
 @cache

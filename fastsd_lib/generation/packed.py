@@ -18,7 +18,6 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 mkldnn = torch.ops.mkldnn
-SIZES_KEPT = 2  # of pictures, that a convolution is packed for: a request has one, with a second pass two
 KEPT = "kept_by_layers"  # attribute of a text's tensor: keys and values by layer, the same at every step
 
 
@@ -81,6 +80,8 @@ class PackedLinear(Packed):
 class PackedConv(Packed):
     """A convolution without groups, on channels-last pictures."""
 
+    sizes_kept = 1  # of pictures, that it stays packed for
+
     def __init__(self, source: nn.Conv2d) -> None:
         self.geometry = list(source.padding), list(source.stride), list(source.dilation), source.groups
         super().__init__(source)
@@ -98,7 +99,7 @@ class PackedConv(Packed):
         """In the order that is best for pictures of `size` (h, w); on a wrong one a call takes many times as long."""
         weight = self._by_size.get(size)
         if weight is None:
-            if len(self._by_size) >= SIZES_KEPT:
+            if len(self._by_size) >= self.sizes_kept:
                 self._by_size = {}
             source = self.sources[0]
             shape = [1, source.in_channels, *size]
@@ -275,13 +276,18 @@ class StandIn(nn.Module):
         self.forward = made
 
 
-def make_twin(module: nn.Module) -> tuple[nn.Module, list[Packed]]:
+def make_twin(module: nn.Module, sizes_kept: int = 1) -> tuple[nn.Module, list[Packed]]:
     """The same module with stand-ins wherever there is one, and what is packed in them, to be refreshed before use.
 
-    What is of an unusual kind stays as it is.
+    What is of an unusual kind stays as it is. `sizes_kept`: sizes of pictures that convolutions stay packed for, each
+    as large as the weights; others in turn are packed again and again.
     """
     packed: list[Packed] = []
-    return _twin(module, packed), packed
+    twin = _twin(module, packed)
+    for layer in packed:
+        if isinstance(layer, PackedConv):
+            layer.sizes_kept = sizes_kept
+    return twin, packed
 
 
 def _twin(module: nn.Module, packed: list[Packed]) -> nn.Module:
