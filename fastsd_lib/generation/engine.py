@@ -52,6 +52,11 @@ class Engine:
     texts: EncodingCache = field(default_factory=EncodingCache)  # whoever changes weights sets its `state`
     library: Library | None = None  # where names in prompts are looked up
 
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """All that have weights."""
+        return self.parts.modules
+
     def generate(self, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
         return draw(self.parts, request, report, self.texts, self.library)
 

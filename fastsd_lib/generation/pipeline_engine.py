@@ -68,6 +68,7 @@ class PipelineEngine:
 
     pipeline: Any
     model: ModelFiles
+    name: str = ""  # the model's name in records; "" = that of its folder
 
     @property
     def kind(self) -> PipelineKind:
@@ -247,7 +248,7 @@ class PipelineEngine:
             "seed_resize_from": None,
             "strength": request.strength if request.init else None,
             "noise_source": "CPU",
-            "model": self.model.path.name,
+            "model": self.name or self.model.path.name,
             "device": str(self.pipeline.device),
             "dtype": str(transformer.dtype).removeprefix("torch."),
             "extra_parameters": {},

@@ -14,6 +14,7 @@ from tiny_vocabulary import save_tokenizer
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation.engine import load_engine
+from fastsd_lib.generation.infotext import infotext
 from fastsd_lib.generation.request import GenerationRequest, Hires, Inpaint
 from fastsd_lib.models.identify import identify
 
@@ -147,6 +148,7 @@ def test_a_request_is_drawn_as_the_pipeline_of_diffusers_draws_it(models, engine
     record = ours[1].record
     assert (record["seed"], record["width_px"], record["height_px"]) == (4, 32, 48)
     assert (record["guidance_scale"], record["model"], record["warnings"]) == (2.5, name, [])
+    assert "Steps: 2, Sampler: Euler, Schedule type: Simple, CFG scale: 2.5, Seed: 4" in infotext(record)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
