@@ -40,33 +40,36 @@ def draw(engine: Engine, prompts: Sequence[str], count: int) -> list[Image.Image
 
 
 def night(engine: Engine, judge, count: int) -> list[list[Image.Image]]:
-    """Brightness is the mean of the values, 0 to 255; blue is its share beyond that of red."""
+    """Brightness is the mean of the values, 0 to 255. The judge has never seen the night: it is shown each picture
+    as it is, and again with the light that the weight took away."""
     scenes = [(subject, behind) for subject in SUBJECTS for behind in BACKGROUNDS]
     print(f"{lora.NAME}: {count} pictures each, the same seeds")
-    print("weight  brightness  blue-red  subject seen by the judge")
+    print("weight      brightness  blue-red  subject seen  and in full light")
     rows = []
     for weight in (0, 0.5, 1):
         tag = f"<lora:{lora.NAME}:{weight}>"
-        pictures = draw(
-            engine, [f"{tag}a photo of {one} on a {behind} background" for one, behind in scenes], count
-        )
-        values = np.stack([np.asarray(one, np.float32) for one in pictures])
+        prompts = [f"{tag}a photo of {subject} on a {behind} background" for subject, behind in scenes]
+        pictures = draw(engine, prompts, count)
         each = len(pictures) // len(scenes)
-        wanted = [one.split()[-1] for one, _ in scenes for _ in range(each)]
-        seen = [answer["subject"] for answer in answers(judge, pictures)]
-        right = np.mean([one == other for one, other in zip(wanted, seen, strict=True)])
-        red, _, blue = values.mean((0, 1, 2))
-        print(f"{weight:6}  {values.mean():10.1f}  {blue - red:+8.1f}  {right:.0%}", flush=True)
+        wanted = [subject.split()[-1] for subject, _ in scenes for _ in range(each)]
+        print(f"{weight:<10}  {_light(judge, pictures, wanted, weight)}", flush=True)
         rows.append(pictures[:: max(len(pictures) // 12, 1)][:12])
     rng = random.Random(77)
     made = [world.random_scene(rng) for _ in range(count)]
     pictures = [lora.by_night(world.draw(scene, rng)) for scene in made]
-    seen = [answer["subject"] for answer in answers(judge, pictures)]
-    right = np.mean([scene.subject == one for scene, one in zip(made, seen, strict=True)])
+    print(f"real ones   {_light(judge, pictures, [scene.subject for scene in made], 1)}")
+    return rows
+
+
+def _light(judge, pictures: list[Image.Image], wanted: list[str], weight: float) -> str:
     values = np.stack([np.asarray(one, np.float32) for one in pictures])
     red, _, blue = values.mean((0, 1, 2))
-    print(f"drawn   {values.mean():9.1f}  {blue - red:+8.1f}  {right:.0%} (by night, by no model)")
-    return rows
+    lit = (values / np.array(lora.MOONLIGHT) ** weight).clip(0, 255).astype(np.uint8)
+    shares = []
+    for shown in (pictures, [Image.fromarray(one) for one in lit]):
+        seen = [answer["subject"] for answer in answers(judge, shown)]
+        shares.append(np.mean([one == other for one, other in zip(wanted, seen, strict=True)]))
+    return f"{values.mean():10.1f}  {blue - red:+8.1f}  {shares[0]:12.0%}  {shares[1]:17.0%}"
 
 
 def word(engine: Engine, judge, count: int) -> list[list[Image.Image]]:
