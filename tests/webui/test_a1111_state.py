@@ -86,13 +86,16 @@ def test_the_live_preview_is_a_picture(api, pool):
     answer.result(timeout=60)
 
 
-def test_skip_leaves_the_picture_in_work_and_goes_on(api, pool):
-    answer = pool.submit(api.post, "/sdapi/v1/txt2img", LONG | {"n_iter": 2})
+def test_skip_leaves_the_pictures_in_work_and_goes_on_with_the_next_ones(api, pool):
+    answer = pool.submit(api.post, "/sdapi/v1/txt2img", LONG | {"n_iter": 40})
     until(lambda: api.get("/sdapi/v1/progress").json()["state"]["sampling_step"] > 1, "the first picture")
     assert api.post("/sdapi/v1/skip").json() is None
-    until(lambda: api.get("/sdapi/v1/progress").json()["state"]["job_no"] == 1, "the second picture")
+    until(lambda: api.get("/sdapi/v1/progress").json()["state"]["job_no"] >= 1, "another picture")
+    assert not answer.done()
     api.post("/sdapi/v1/interrupt")
-    assert answer.result(timeout=60).status_code == 200
+    done = answer.result(timeout=60).json()
+    assert 2 <= len(done["images"]) < 40
+    until(lambda: idle(api), "idle")
 
 
 def test_one_task_is_followed_by_its_own_id(api, pool):
@@ -120,14 +123,21 @@ def test_one_task_is_followed_by_its_own_id(api, pool):
     assert (done["completed"], done["active"], done["queued"], done["progress"]) == (True, False, False, 1)
 
 
-def test_a_task_of_several_jobs_is_done_when_all_are(api):
-    lines = "a star\na cat\n"
-    api.draw(
-        force_task_id="lines",
-        script_name="prompts from file or textbox",
-        script_args=[False, False, "start", lines],
+def test_a_task_of_several_jobs_is_done_when_all_are(api, pool):
+    lines = 'a star\n--prompt "a cat" --steps 1000\n'
+    body = {"script_name": "prompts from file or textbox", "script_args": [False, False, "start", lines]}
+    answer = pool.submit(
+        api.post, "/sdapi/v1/txt2img", SMALL | body | {"prompt": "", "force_task_id": "lines"}
     )
+    until(lambda: (job := api.service.job("lines")) and job.over, "the first line is drawn")
+    told = api.post("/internal/progress", {"id_task": "lines"}).json()
+    assert (told["completed"], told["active"]) == (False, True) and 0 < told["progress"] < 1
+    until(lambda: api.post("/sdapi/v1/interrupt") and answer.done(), "the second one ends")
+    assert len(answer.result().json()["images"]) == 2
     assert api.post("/internal/progress", {"id_task": "lines"}).json()["completed"] is True
+
+
+def test_a_task_that_nobody_named_waits_to_be_heard_of(api):
     assert api.post("/internal/progress", {"id_task": "unheard of"}).json() == {
         "active": False, "queued": False, "completed": False, "progress": None, "eta": None, "live_preview": None,
         "id_live_preview": -1, "textinfo": "Waiting...",
