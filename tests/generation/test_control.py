@@ -335,7 +335,7 @@ def test_files_with_their_inventors_names_are_the_same_network(narrow_sd15, tmp_
         assert all(torch.equal(loaded[name], weight) for name, weight in net.state_dict().items())
 
 
-def test_networks_are_kept_while_there_is_room(engine, folder):
+def test_networks_are_kept_while_there_is_room(engine, folder, tmp_path):
     from fastsd_lib.generation.control_nets import ControlLibrary
 
     library = ControlLibrary(LibraryFolders(controlnets=(folder,)), budget_bytes=1)
@@ -348,6 +348,14 @@ def test_networks_are_kept_while_there_is_room(engine, folder):
     roomy.load("two", engine.parts)
     assert roomy.load("one", engine.parts) is one
     assert [info.name for info in roomy.models()] == ["one", "two"]
+    (tmp_path / "three.safetensors").write_bytes((folder / "two.safetensors").read_bytes())
+    size = sum(weight.nbytes for weight in one.parameters())
+    tight = ControlLibrary(LibraryFolders(controlnets=(folder, tmp_path)), budget_bytes=2 * size)
+    one, two = tight.load("one", engine.parts), tight.load("two", engine.parts)
+    tight.load("one", engine.parts)
+    tight.load("three", engine.parts)
+    assert tight.load("one", engine.parts) is one  # asked for last
+    assert tight.load("two", engine.parts) is not two
     title = roomy.models()[1].title
     assert title.startswith("two [") and roomy.find(title).name == "two"
     assert roomy.find(title[5:-1]).name == "two"  # by the hash alone
