@@ -50,7 +50,10 @@ def embedded(counts: list[int]) -> None:
             engine.parts.vae.decode(latents)
             began = time.process_time()
             engine.parts.vae.decode(latents)
-        print(f"{count:3d} decoded at once: {1000 * (time.process_time() - began) / count:5.1f} ms each", flush=True)
+        print(
+            f"{count:3d} decoded at once: {1000 * (time.process_time() - began) / count:5.1f} ms each",
+            flush=True,
+        )
 
 
 def sd15(counts: list[int]) -> None:

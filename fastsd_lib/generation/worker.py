@@ -164,13 +164,15 @@ class Worker:
             if over and not work.strands and work.left and work.next:
                 self._let_others_first(work)
                 continue
-            if not work.left or (over and work.next):
+            if sum(in_work.values()) >= 2 * self._most:  # of all sizes and LoRA sets together
+                break
+            if not work.left or (over and work.next) or (work.plan.alone and work.strands):
                 continue
             taken = in_work.get(work.company, 0)
             # Half of the room stays for whoever comes next: he begins with the next step.
             room = self._most // (2 if work.strands or taken == 0 else 1) - taken
             count = room // work.plan.largest_latents
-            if count <= 0 and taken == 0 and sum(in_work.values()) < 2 * self._most:
+            if count <= 0 and taken == 0:
                 count = 1  # a picture larger than all of the room
             if count > 0:
                 work.begin(count)

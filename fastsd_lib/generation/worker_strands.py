@@ -106,7 +106,7 @@ class Work:
         """Of its next strand."""
         plan = self.plan
         size = plan.latent_size((plan.width_px, plan.height_px))
-        return plan.company, size, self if plan.alone else None
+        return plan.company, size, id(self) if plan.alone else None
 
     def begin(self, count: int) -> None:
         """One strand more, of so many pictures."""

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation.engine import GeneratedImage
 from fastsd_lib.generation.infotext import infotext, read_record, save_picture
 from fastsd_lib.generation.jobs import Order
-from fastsd_lib.generation.library import LibraryFolders
 from fastsd_lib.generation.request import MAX_SEED, GenerationRequest
 from fastsd_lib.generation.service import Service
-from fastsd_lib.generation.shelf import Shelf
 
 # Gradio reads this when it is imported, and calls home otherwise.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -134,27 +131,6 @@ def private_places() -> list[Path]:
     """Where programs keep settings and tokens; never served, whatever else is."""
     home = Path.home()
     return [home / name for name in (".config", ".cache/huggingface", ".ssh", ".ngrok2", ".kaggle", ".netrc")]
-
-
-def serve(
-    model: ModelFiles,
-    door: Door = LOOPBACK,
-    port: int | None = 7860,
-    pictures_dir: Path | None = None,
-    device: str = "auto",
-) -> None:
-    """Load the model, serve the page, and stay until Ctrl-C."""
-    service = Service(Shelf(LibraryFolders(), model, device))
-    try:
-        server = start(service, door, port, pictures_dir)
-        lines = [f"The web UI is at {server.url}   (Ctrl-C ends it)", *door.announcement()]
-        print("\n".join(lines), flush=True)
-        try:
-            server.wait()
-        finally:
-            server.close()
-    finally:
-        service.close()
 
 
 async def _draw(orders: Orders, order: Order, session: str, folder: Path) -> AsyncIterator[tuple[Any, ...]]:
