@@ -222,6 +222,26 @@ def test_options_that_cannot_be_are_named_and_nothing_is_changed(api, sent, stat
     assert api.get("/sdapi/v1/options").json() == before
 
 
+def test_a_model_that_cannot_be_loaded_is_never_the_current_one(api):
+    folder = api.folder / "models" / "Stable-diffusion"
+    folder.mkdir(parents=True)
+    damaged = folder / "damaged.safetensors"
+    damaged.write_bytes(b"\x10\0\0\0\0\0\0\0 no header at all")
+    try:
+        assert api.post("/sdapi/v1/refresh-checkpoints").json() is None
+        names = [one["model_name"] for one in api.get("/sdapi/v1/sd-models").json()]
+        assert sorted(names) == ["damaged", "embedded"]
+        for answer in (
+            api.post("/sdapi/v1/options", {"sd_model_checkpoint": "damaged", "jpeg_quality": 5}),
+            api.post("/sdapi/v1/txt2img", SMALL | {"override_settings": {"sd_model_checkpoint": "damaged"}}),
+        ):
+            assert answer.status_code == 422 and "damaged" in answer.json()["detail"]
+        options = api.get("/sdapi/v1/options").json()
+        assert options["sd_model_checkpoint"].startswith("embedded") and options["jpeg_quality"] == 80
+    finally:
+        damaged.unlink()
+
+
 def test_a_whole_settings_object_can_be_sent_back(api):
     """Programs read all, change one, and send all."""
     options = api.get("/sdapi/v1/options").json()
