@@ -187,9 +187,9 @@ def _short_side(picture: Image.Image, side_px: int) -> Image.Image:
 
 def _blurred(pixels: Pixels, sigma: float) -> np.ndarray:
     """float32, Gaussian; beyond the picture's edge its mirror image."""
-    from scipy.ndimage import gaussian_filter
+    from skimage.filters import gaussian
 
-    return gaussian_filter(pixels.astype(np.float32), (sigma, sigma, 0), mode="mirror")
+    return gaussian(pixels.astype(np.float32), sigma, mode="mirror", preserve_range=True, channel_axis=2)
 
 
 def _value(module: Module, place: int, given: float | None) -> float:
