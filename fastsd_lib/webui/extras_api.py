@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 256  # of one batch
 LARGEST_SCALE = 16.0
+LONGEST_S = 1800.0  # of one picture's enlarging; large networks are slow without a GPU
 Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
@@ -149,17 +152,29 @@ def _enlarged(body: ExtrasBody, text: str, what: str, context: ApiContext) -> tu
     result = picture
     if first.name != "None":
         size = _size(body, picture.size, context)
-        device = _device(context)
-        result = upscale(picture, first, size, device)
+        device, told = _device(context), _patience()
+        result = upscale(picture, first, size, device, told)
         if second.name != "None" and body.extras_upscaler_2_visibility > 0:
             result = blended(
-                result, upscale(picture, second, size, device), body.extras_upscaler_2_visibility
+                result, upscale(picture, second, size, device, told), body.extras_upscaler_2_visibility
             )
         if body.resize_mode == 1 and body.upscaling_crop:
             result = _cut(result, (body.upscaling_resize_w, body.upscaling_resize_h))
     history = _history(data)
     parameters = ", ".join(part for part in (history.parameters if history else "", info) if part)
     return info, in_base64(result, context.options, parameters)
+
+
+def _patience() -> Callable[[float], None]:
+    """Hears how far the enlarging is, and ends it when it takes too long."""
+    end = time.monotonic() + LONGEST_S
+
+    def told(share: float) -> None:
+        if time.monotonic() > end:
+            text = f"Enlarging this picture takes longer than {LONGEST_S:g} s; {share:.0%} were done."
+            raise Refused(422, text, "send a smaller one, or take Lanczos.")
+
+    return told
 
 
 def _refuse_faces(body: ExtrasBody) -> None:

@@ -169,6 +169,12 @@ def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(client):
     assert reply.status_code == 422 and "4000 x 4000 pixels; the most is 1 million" in reply.json()["detail"]
 
 
+def test_enlarging_ends_when_it_takes_too_long(client, monkeypatch):
+    monkeypatch.setattr(extras_api, "LONGEST_S", 0.0)
+    reply = client.post(SINGLE, json={"image": coded(picture()), "upscaler_1": "Twice"})
+    assert reply.status_code == 422 and "takes longer than 0 s; 0% were done" in reply.json()["detail"]
+
+
 # ------------------------------------------------------------------ png-info
 
 
