@@ -47,16 +47,19 @@ class Prediction:
     guessed: bool = False  # nothing in the file says it
 
 
-def fit_configs(file: TensorFile, lent: Mapping[str, str], lender: Path) -> dict[str, str]:
+def fit_configs(
+    file: TensorFile, lent: Mapping[str, str], lender: Path, named: Path | None = None
+) -> dict[str, str]:
     """Configs for a bare single file, with the help of another pipeline's.
 
     A lender of the same family lends them all; any other lends its vocabulary, and the shapes are read from the
     tensors. What the file says itself goes first: the U-Net's input channels (inpainting models have 9), and the
-    prediction type. UserError when the shapes cannot be read or the vocabulary is another one.
+    prediction type. `named`: the file that the user named, when `file` is a copy of it. UserError when the shapes
+    cannot be read or the vocabulary is another one.
     """
     kind = single_file_kind(file.tensors)
     family = "sdxl" if kind.startswith("sdxl") else kind
-    prediction = said_prediction(file)
+    prediction = said_prediction(file, named or file.path)
     text_part = next(iter(TEXT_PREFIXES[kind]))
     lends_all = family_of(lent) == family and f"{text_part}/config.json" in lent
     configs = (
@@ -72,14 +75,14 @@ def fit_configs(file: TensorFile, lent: Mapping[str, str], lender: Path) -> dict
     return configs
 
 
-def said_prediction(file: TensorFile) -> Prediction | None:
-    """What the file, or the .yaml of its name beside it, says of its output."""
+def said_prediction(file: TensorFile, named: Path) -> Prediction | None:
+    """What the file, or the .yaml of the name `named` beside it, says of its output."""
     if "v_pred" in file.tensors:  # the mark that SDXL models carry
         return Prediction("v_prediction", zero_snr="ztsnr" in file.tensors)
     said = file.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "epsilon"):
         return Prediction("epsilon" if said == "epsilon" else "v_prediction")
-    beside = file.path.with_suffix(".yaml")
+    beside = named.with_suffix(".yaml")
     if beside.is_file() and beside.stat().st_size < 1 << 20:
         text = beside.read_text("utf-8", errors="replace")
         found = re.search(r"^\s*parameterization:\s*[\"']?(v|eps)\b", text, re.MULTILINE)

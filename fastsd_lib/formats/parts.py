@@ -114,7 +114,7 @@ def load_parts(
         )
     if model.layout == "single_file":
         file = open_single_file(model.path)
-        configs = single_file_configs(file, config_from)
+        configs = single_file_configs(file, config_from, model.path)
         weights = single_file_weights(file, configs)
     else:
         configs = read_configs(model.path)

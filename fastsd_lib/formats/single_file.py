@@ -76,7 +76,7 @@ def import_single_file(
     files are read). `out_dir` must be new or empty; it appears only when it is complete.
     """
     source = open_single_file(path, report)
-    configs = single_file_configs(source, config_from)
+    configs = single_file_configs(source, config_from, path)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} is there already.", fix="name a new folder, or remove the old one first.")
     parts = single_file_weights(source, configs)
@@ -113,8 +113,13 @@ def carries_configs(path: Path) -> bool:
     return pipeline_configs.METADATA_KEY in header.metadata
 
 
-def single_file_configs(source: TensorFile, config_from: Path | None = None) -> dict[str, str]:
-    """The configs and tokenizer that belong to a single file: its own, else those of a folder beside it."""
+def single_file_configs(
+    source: TensorFile, config_from: Path | None = None, named: Path | None = None
+) -> dict[str, str]:
+    """The configs and tokenizer that belong to a single file: its own, else with the help of a folder.
+
+    `named`: the file that the user named, when `source` is the copy of a .ckpt.
+    """
     packed = source.metadata.get(pipeline_configs.METADATA_KEY)
     if packed:
         return pipeline_configs.unpack(packed, source.path)
@@ -124,7 +129,7 @@ def single_file_configs(source: TensorFile, config_from: Path | None = None) -> 
             fix="name a Diffusers folder of the same kind to take them from (SD 1.5 for SD 1.5; for SD 2 and SDXL "
             "that of SD 1.5 will do, which has the same words).",
         )
-    return fit_configs(source, pipeline_configs.read_configs(config_from), config_from)
+    return fit_configs(source, pipeline_configs.read_configs(config_from), config_from, named)
 
 
 def _exported(weight: Weight, new_name: str, dtype: str | None) -> NewTensor:

@@ -13,7 +13,7 @@ from tiny_families import save_sd2, save_sdxl, save_single_file
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.formats.parts import load_parts
-from fastsd_lib.formats.single_file import import_single_file
+from fastsd_lib.formats.single_file import export_single_file, import_single_file
 from fastsd_lib.formats.vae_file import load_vae
 from fastsd_lib.models.identify import identify
 
@@ -169,6 +169,18 @@ def test_what_the_model_predicts_is_taken_from_what_says_it(
     assert found == expected
 
 
+def test_a_yaml_beside_a_ckpt_is_read_though_its_weights_are_copied(
+    models, files, tiny_pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(files["sd2"]).items()}
+    torch.save({"state_dict": tensors}, tmp_path / "m.ckpt")
+    (tmp_path / "m.yaml").write_text("    parameterization: v\n")
+    parts = load_parts(identify(tmp_path / "m.ckpt").model_files, CPU, FULL, config_from=tiny_pipeline.path)
+    assert parts.family == "sd2" and parts.scheduler_config["prediction_type"] == "v_prediction"
+    assert same(parts, load_parts(models["sd2"], CPU, FULL))
+
+
 def test_a_guess_is_told_with_every_picture(files, tiny_pipeline):
     parts = load_parts(identify(files["sd2"]).model_files, CPU, FULL, config_from=tiny_pipeline.path)
     assert parts.notes == (
@@ -191,11 +203,27 @@ def test_other_words_and_other_families_are_refused(files, tiny_pipeline, narrow
     assert "name a Diffusers folder" in error.value.fix
 
 
+def test_an_inpainting_file_takes_the_configs_of_a_plain_model_and_keeps_its_own_channels(
+    tiny_pipeline, tmp_path
+):
+    tensors = load_file(export_single_file(tiny_pipeline, tmp_path / "m.safetensors", dtype=None).path)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[first] = np.repeat(tensors[first], 3, axis=1)[:, :9].copy()
+    save_file(tensors, tmp_path / "inpainting.safetensors")
+    model = identify(tmp_path / "inpainting.safetensors")
+    parts = load_parts(model.model_files, CPU, FULL, config_from=tiny_pipeline.path)
+    assert model.use == "inpainting" and parts.unet.config.in_channels == 9
+    assert torch.equal(parts.unet.conv_in.weight, torch.from_numpy(tensors[first]))
+
+
 # ------------------------------------------------------------------ VAE
 
 
-@pytest.mark.parametrize("how", ["folder", "pipeline", "diffusers file", "ldm file", "whole model"])
-def test_a_vae_is_read_from_every_layout(models, files, tmp_path, how):
+@pytest.mark.parametrize(
+    "how", ["folder", "pipeline", "diffusers file", "ldm file", "ldm pickle", "whole model"]
+)
+def test_a_vae_is_read_from_every_layout(models, files, tmp_path, monkeypatch, how):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     like = load_parts(models["sd2"], CPU, torch.float16)
     chosen = load_parts(models["sdxl"], CPU, torch.float16).vae
     folder = models["sdxl"].path / "vae"
@@ -206,8 +234,12 @@ def test_a_vae_is_read_from_every_layout(models, files, tmp_path, how):
         if name.startswith("first_stage_model.")
     }
     save_file(ldm | {"loss.logvar": np.zeros(1, np.float32)}, tmp_path / "ldm.safetensors")
+    torch.save(
+        {"state_dict": {name: torch.from_numpy(array) for name, array in ldm.items()}}, tmp_path / "v.vae.pt"
+    )
     path = {
         "folder": folder,
+        "ldm pickle": tmp_path / "v.vae.pt",
         "pipeline": models["sdxl"].path,
         "diffusers file": folder / "diffusion_pytorch_model.safetensors",
         "ldm file": tmp_path / "ldm.safetensors",
