@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any
 
-import psutil
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
@@ -190,6 +189,7 @@ def flags_of(context: ApiContext) -> dict[str, Any]:
 
 
 def memory_of(context: ApiContext) -> dict[str, Any]:
+    import psutil
     import torch
 
     ours, all_of_it = psutil.Process().memory_info().rss, psutil.virtual_memory()

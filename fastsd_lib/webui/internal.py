@@ -7,7 +7,6 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import psutil
 from fastapi import APIRouter, Request
 from pydantic import Field
 
@@ -118,6 +117,8 @@ def _preview_number(jobs: list[Job], drawing: Job, context: ApiContext) -> int:
 
 
 def _sysinfo(context: ApiContext) -> dict[str, Any]:
+    import psutil
+
     versions = {}
     for package in ("torch", "diffusers", "transformers", "safetensors", "gradio", "fastapi", "pillow"):
         try:
