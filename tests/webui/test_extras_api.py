@@ -78,6 +78,8 @@ def test_a_size_is_covered_and_cut_in_the_middle_or_left_longer(client):
     longer = decoded(client.post(SINGLE, json={**body, "upscaling_crop": False}).json()["image"])
     assert cut.size == (60, 60) and longer.size == (120, 60)
     assert cut.tobytes() == longer.crop((30, 0, 90, 60)).tobytes()
+    wide = {**body, "upscaling_resize_w": 100, "upscaling_resize_h": 20, "upscaling_crop": False}
+    assert decoded(client.post(SINGLE, json=wide).json()["image"]).size == (100, 50)
 
 
 def test_two_upscalers_are_blended_and_a_network_of_the_library_is_one(client):
