@@ -60,6 +60,10 @@ class Parts:
     offloaded: bool = False  # text encoders and VAE wait in main memory and visit the U-Net's device to work
     fast_unet: Callable[..., Any] | None = None  # answers as `unet`, sooner; see generation/fast_unet.py
 
+    def __post_init__(self) -> None:
+        if getattr(self.fast_unet, "unet", self.unet) is not self.unet:
+            self.fast_unet = None  # made by `dataclasses.replace`, with another U-Net
+
     @property
     def vae_factor(self) -> int:
         """Pixels per latent, 8 for SD 1.5."""
