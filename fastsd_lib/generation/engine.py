@@ -122,7 +122,7 @@ def draw(
             if not out_of_memory(error):
                 raise
             release()
-            if len(numbers) == 1 and _can_offload(parts):
+            if len(numbers) == 1 and can_offload(parts):
                 parts.offload()
                 plan.note("out of memory with one picture: text encoders and VAE are on the GPU only to work")
                 continue
@@ -151,7 +151,7 @@ def _run(plan: Plan, numbers: range, told: Callable[[int], None]) -> list[Image]
         return end.value
 
 
-def _can_offload(parts: Parts) -> bool:
+def can_offload(parts: Parts) -> bool:
     """The last resort; only a GPU has another memory to go to. Not tried on a GPU yet, for want of one."""
     return next(parts.unet.parameters()).device.type == "cuda" and not parts.offloaded
 

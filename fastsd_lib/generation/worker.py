@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.denoising import ask_together
+from fastsd_lib.generation.engine import can_offload
 from fastsd_lib.generation.jobs import Job, State
 from fastsd_lib.generation.jobs_queue import JobQueue
 from fastsd_lib.generation.plan import drawing_mode, make_plan
@@ -276,6 +277,12 @@ class Worker:
         """Fewer pictures in one call from here on; one alone that does not fit is an error."""
         release()
         pictures = sum(len(strand.numbers) for strand in strands)
+        if pictures == 1 and can_offload(strands[0].work.plan.parts):
+            plan = strands[0].work.plan
+            plan.parts.offload()
+            plan.note("out of memory with one picture: text encoders and VAE are on the GPU only to work")
+            strands[0].work.split(strands[0])
+            return
         if pictures == 1:
             plan = strands[0].work.plan
             self._fail(

@@ -115,12 +115,12 @@ class Work:
         self.next += count
 
     def split(self, strand: Strand) -> None:
-        """Two strands instead of one, from their beginning: memory did not suffice."""
+        """Begin again in two strands (one for a single picture): memory did not suffice."""
         numbers, at = strand.numbers, self.strands.index(strand)
         strand.drop()
         middle = numbers.start + len(numbers) // 2
         halves = [range(numbers.start, middle), range(middle, numbers.stop)]
-        self.strands[at : at + 1] = [Strand(self, half) for half in halves]
+        self.strands[at : at + 1] = [Strand(self, half) for half in halves if half]
 
     def drop(self, strand: Strand) -> None:
         self.strands.remove(strand)
@@ -133,13 +133,14 @@ class Work:
     def collect(self, strand: Strand) -> None:
         """The finished pictures of a strand, with their records; `job.pictures` grows in order."""
         self.strands.remove(strand)
+        maps = self.plan.control_maps
         for number, picture in zip(strand.numbers, strand.pictures, strict=True):
             record = record_of(self.plan, number)
             if self.model_hash:
                 record["model_hash"] = self.model_hash
             if strand.step < self.plan.all_steps:
                 record["warnings"].append(f"stopped at step {strand.step} of {self.plan.all_steps}")
-            self.finished[number] = GeneratedImage(picture, self.plan.seeds[number], record)
+            self.finished[number] = GeneratedImage(picture, self.plan.seeds[number], record, maps)
         self.show()
 
     def show(self, to_the_end: bool = False) -> None:

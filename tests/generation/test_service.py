@@ -171,13 +171,28 @@ def test_a_job_joins_at_the_next_step_and_leaves_when_it_is_done(engine, service
 
 
 def test_a_job_of_many_pictures_leaves_room_for_who_comes_next(engine, service):
-    many = service.submit(Order(replace(ORDER, inference_steps=6, count=40)))
-    until(many, lambda job: job.step > 0)
-    small = service.submit(Order(replace(ORDER, seed=9)))
-    small.future.result(WAIT_S)
-    assert len(many.pictures) < 40
-    pictures = many.future.result(WAIT_S)
-    assert [one.seed for one in pictures] == list(range(3, 43))
+    rows: list[int] = []
+    small: list[Job] = []
+
+    def act(now: int) -> None:
+        rows.append(now)
+        if len(rows) == 2:
+            small.append(service.submit(Order(replace(ORDER, seed=9))))
+
+    with at_each_call(engine, act):
+        many = service.submit(Order(replace(LONG, inference_steps=6, count=70)))
+        until(many, lambda _: bool(small))
+        small[0].future.result(WAIT_S)
+    service.cancel(many.id)
+    assert rows[:4] == [32, 32, 34, 34]  # half of the room, of pictures with one row each; then two rows more
+    assert len(many.future.result(WAIT_S)) < 70 and many.state == "stopped"
+
+
+def test_pictures_of_one_job_come_in_the_order_of_their_seeds(engine, service):
+    job = service.submit(Order(replace(ORDER, inference_steps=2, count=40)))
+    pictures = job.future.result(WAIT_S)
+    assert [one.seed for one in pictures] == list(range(3, 43)) and pictures == job.pictures
+    assert len({one.image.tobytes() for one in pictures}) == 40
 
 
 def test_without_batching_one_job_is_drawn_at_a_time(engine, shelf):
