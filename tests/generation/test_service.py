@@ -526,3 +526,16 @@ def test_a_model_that_gives_no_numbers_fails_only_the_job_that_met_them(engine, 
     usual = service.submit(Order(ORDER))
     assert len(usual.future.result(WAIT_S)) == 1
     assert infinite.future.exception(WAIT_S) is None or "no numbers" in str(infinite.error)
+
+
+def test_a_picture_that_is_ready_before_its_turn_is_held_back_until_the_end():
+    from fastsd_lib.generation.worker_strands import Work
+
+    work = Work(Job(Order(ORDER)), None, None)
+    shown = []
+    for number, name in ((1, "b"), (0, "a"), (3, "d")):
+        work.finished[number] = name
+        work.show()
+        shown.append(list(work.job.pictures))
+    work.show(to_the_end=True)
+    assert shown == [[], ["a", "b"], ["a", "b"]] and work.job.pictures == ["a", "b", "d"]
