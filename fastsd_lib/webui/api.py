@@ -41,6 +41,9 @@ TAGS = [
         "name": "lists",
         "description": "Models, samplers, LoRA files and whatever else can be named in a request",
     },
+    {"name": "pictures", "description": "Pictures that exist: enlarge them, ask how they were made"},
+    {"name": "ControlNet", "description": "Control pictures, and what makes and reads them"},
+    {"name": "orders", "description": "Orders with an id: queued, watched, moved, ended, found again"},
     {"name": "internal", "description": "Progress of one task"},
     {"name": "extra networks", "description": "Previews and notes beside LoRA files and embeddings"},
 ]

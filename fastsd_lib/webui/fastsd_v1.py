@@ -82,20 +82,16 @@ def _add_jobs(routes: APIRouter, context: ApiContext) -> None:
     @routes.post("/jobs", status_code=202, responses=answers(404, 409, 413, 429))
     async def order(body: JobBody, request: Request, response: Response) -> JobView:
         """Order pictures; the answer comes at once."""
-        _check_id(body.id, request)
 
         def submitted() -> Job:
-            return service.submit(order_of(body, context, owner_of(request)))
+            owner = owner_of(request)
+            _check_id(body.id, owner, context)
+            return service.submit(order_of(body, context, owner))
 
         job = await errands.run(submitted)
         context.tasks.note(job.id, [job])
         response.headers["location"] = f"/fastsd/v1/jobs/{job.id}"
         return job_view(job)
-
-    def _check_id(job_id: str | None, request: Request) -> None:
-        there = service.job(job_id) if job_id else None
-        if there is not None and (not there.over or there.order.owner != owner_of(request)):
-            raise Refused(409, f"There is a job {job_id!r} already.", "take another id, or none.")
 
     @routes.get("/jobs")
     async def jobs(request: Request) -> Jobs:
@@ -169,6 +165,15 @@ def _add_jobs(routes: APIRouter, context: ApiContext) -> None:
                 409, f"The job {found.id!r} does not wait: it is {found.state}.", "only waiting jobs move."
             )
         return job_view(found)
+
+
+def _check_id(job_id: str | None, owner: str, context: ApiContext) -> None:
+    """An id names one job at a time, and never another user's: it would take that one's place, here and in the history."""
+    job = context.service.job(job_id) if job_id else None
+    entry = context.service.history.get(job_id) if job_id and context.service.history else None
+    taken = job is not None and (not job.over or job.order.owner != owner)
+    if taken or (entry is not None and entry["owner"] != owner):
+        raise Refused(409, f"There is a job {job_id!r} already.", "take another id, or none.")
 
 
 def _png(picture: Any) -> bytes:

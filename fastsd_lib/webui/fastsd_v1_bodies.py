@@ -258,4 +258,4 @@ def _order_in_a1111s_words(body: Any, context: ApiContext, owner: str) -> Order:
             f"a1111 asks for {len(orders)} orders.",
             "send such scripts to /sdapi/v1, or one job for each.",
         )
-    return dataclasses.replace(orders[0], task_id=body.id or orders[0].task_id)
+    return dataclasses.replace(orders[0], task_id=body.id or "")

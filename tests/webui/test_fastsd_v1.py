@@ -364,6 +364,16 @@ def test_jobs_are_their_owners_alone(tiny_pipeline, tmp_path):
         assert [job["id"] for job in me.get("/fastsd/v1/history").json()["jobs"]] == ["mine"]
 
 
+def test_an_id_from_another_users_history_is_not_taken_over(tiny_pipeline, tmp_path):
+    with served(tiny_pipeline, tmp_path, ASKING, kept_jobs=0) as server:
+        me = client_of(server, auth=basic("me", PASSWORD))
+        you = client_of(server, auth=basic("you", "another, of yours"))
+        me.ordered(id="mine")
+        _wait_for_history(me, 1)
+        assert you.post(JOBS, json=SMALL | {"id": "mine"}).status_code == 409
+        assert [job["id"] for job in me.get("/fastsd/v1/history").json()["jobs"]] == ["mine"]
+
+
 def _wait_for_history(client: Client, count: int, **params) -> list[dict]:
     end = time.monotonic() + 20
     while True:
