@@ -14,11 +14,12 @@ from fastsd_lib.webui.a1111_answer import answer_of
 from fastsd_lib.webui.a1111_models import DrawingBody, Drawn, Img2ImgBody, Txt2ImgBody
 from fastsd_lib.webui.api_errors import ClientLeft, Refused, answers
 from fastsd_lib.webui.context import ApiContext, owner_of
+from fastsd_lib.webui.job_ids import check_job_id
 
 
 def router(context: ApiContext) -> APIRouter:
     routes = APIRouter(prefix="/sdapi/v1", tags=["drawing"])
-    could_fail = answers(404, 413, 429)
+    could_fail = answers(404, 409, 413, 429)
 
     @routes.post("/txt2img", response_model=Drawn, responses=could_fail)
     async def txt2img(body: Txt2ImgBody, request: Request) -> Any:
@@ -39,6 +40,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
     owner = owner_of(request)
 
     def order() -> tuple[Ordered, list[Job]]:
+        check_job_id(body.force_task_id or "", owner, context)
         ordered = translate(body, context, owner)
         return ordered, _submit(ordered, context)
 

@@ -21,6 +21,7 @@ from fastsd_lib.webui.context import ApiContext, owner_of
 from fastsd_lib.webui.errands import Errands
 from fastsd_lib.webui.fastsd_v1_bodies import JobBody, JobView, body_of, job_view, order_of
 from fastsd_lib.webui.fastsd_v1_events import Previews, events
+from fastsd_lib.webui.job_ids import check_job_id
 
 _PICTURE = {200: {"content": {"image/png": {}}, "description": "the picture"}}
 _STREAM = {200: {"content": {"text/event-stream": {}}, "description": "progress, preview, picture, done"}}
@@ -85,7 +86,7 @@ def _add_jobs(routes: APIRouter, context: ApiContext) -> None:
 
         def submitted() -> Job:
             owner = owner_of(request)
-            _check_id(body.id, owner, context)
+            check_job_id(body.id or "", owner, context)
             return service.submit(order_of(body, context, owner))
 
         job = await errands.run(submitted)
@@ -165,15 +166,6 @@ def _add_jobs(routes: APIRouter, context: ApiContext) -> None:
                 409, f"The job {found.id!r} does not wait: it is {found.state}.", "only waiting jobs move."
             )
         return job_view(found)
-
-
-def _check_id(job_id: str | None, owner: str, context: ApiContext) -> None:
-    """An id names one job at a time, and never another user's: it would take that one's place, here and in the history."""
-    job = context.service.job(job_id) if job_id else None
-    entry = context.service.history.get(job_id) if job_id and context.service.history else None
-    taken = job is not None and (not job.over or job.order.owner != owner)
-    if taken or (entry is not None and entry["owner"] != owner):
-        raise Refused(409, f"There is a job {job_id!r} already.", "take another id, or none.")
 
 
 def _png(picture: Any) -> bytes:

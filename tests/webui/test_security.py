@@ -14,7 +14,8 @@ Where a demand is tested already, the test is named here and not repeated:
    (the history's file names).
 9. No save path, extension, kill or delete over HTTP: here; test_a1111_errors.
 10. Extensions cannot be installed at all: here, as there is no such route.
-11. Bounded queue, own jobs: test_fastsd_v1 (429, owners), test_a1111_state (interrupt), test_service (time limit).
+11. Bounded queue, own jobs: here (ids); test_fastsd_v1 (429, owners), test_a1111_state (interrupt),
+   test_service (time limit).
 12. No code from requests: here (sources, scripts).
 """
 
@@ -321,3 +322,16 @@ def test_9_10_no_route_installs_deletes_models_trains_or_ends_the_server(api):
     for path in ("/sdapi/v1/server-kill", "/sdapi/v1/server-stop", "/sdapi/v1/server-restart"):
         assert api.post(path).status_code == 403
     assert api.get("/sdapi/v1/progress").status_code == 200
+
+
+def test_11_a_task_id_does_not_take_over_another_users_job(asking):
+    with (
+        asking.client(auth=basic("me", PASSWORD)) as me,
+        asking.client(auth=basic("you", "another, of yours")) as you,
+    ):
+        body = SMALL | {"force_task_id": "task(1)"}
+        assert me.post("/sdapi/v1/txt2img", json=body).status_code == 200
+        taken = you.post("/sdapi/v1/txt2img", json=body)
+        assert taken.status_code == 409 and "task(1)" in taken.json()["detail"]
+        assert me.get("/fastsd/v1/jobs/task(1)").status_code == 200
+        assert me.post("/sdapi/v1/txt2img", json=body).status_code == 200  # one's own may be named again
