@@ -118,9 +118,9 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> int:
     engine = drawing.open_engine(
         model, options.vae, options.library, options.device, options.dtype, options.threads
     )
-    requests = []
+    requests, folders = [], drawing.library_folders(options.library)
     for prompt in prompts:
-        prepared = prepare_prompts(replace(request, prompt=prompt), engine.library.folders, options.style)
+        prepared = prepare_prompts(replace(request, prompt=prompt), folders, options.style)
         requests += prepared.requests
         for warning in prepared.warnings:
             print(f"Note: {warning}", file=sys.stderr)

@@ -92,16 +92,16 @@ class Worker:
             self._end(work, "failed", UserError(f"The drawing took more than {seconds}.", fix))
         elif job.wish or job.skips:
             if job.wish == "interrupt" or job.skips:
-                self._cut(work)
+                self._cut(work, list(work.strands) if job.wish else work.batch_in_work())
             if job.wish:
                 work.give_up_rest()
             if not work.strands and not work.left:
                 self._finish(work)
 
-    def _cut(self, work: Work) -> None:
-        """What is in work ends as it stands; what shows nothing yet is dropped."""
+    def _cut(self, work: Work, strands: list[Strand]) -> None:
+        """These end as they stand; what shows nothing yet is dropped."""
         work.job.skips = False
-        for strand in list(work.strands):
+        for strand in strands:
             if strand.cut():
                 with drawing_mode(work.plan):
                     self._advance([strand])

@@ -108,6 +108,14 @@ class Work:
         size = plan.latent_size((plan.width_px, plan.height_px))
         return plan.company, size, id(self) if plan.alone else None
 
+    def batch_in_work(self) -> list[Strand]:
+        """The strands of the oldest batch in work, as whoever ordered counts batches; else all."""
+        at_once = self.job.order.at_once
+        if not at_once or not self.strands:
+            return list(self.strands)
+        oldest = min(strand.numbers.start for strand in self.strands) // at_once
+        return [strand for strand in self.strands if strand.numbers.start // at_once == oldest]
+
     def begin(self, count: int) -> None:
         """One strand more, of so many pictures."""
         count = min(count, self.left, self.job.order.at_once or count, 1 if self.plan.alone else count)

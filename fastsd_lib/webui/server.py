@@ -34,8 +34,10 @@ class Server:
         bound: socket.socket,
         scratch: Path | None,
         closing: Callable[[], None],
+        stopping: threading.Event | None,
     ) -> None:
         self.guard, self._closing = guard, closing
+        self._stopping = stopping or threading.Event()
         self._door, self._running, self._socket, self._scratch = door, running, bound, scratch
         self.port: int = bound.getsockname()[1]
         self._thread = threading.Thread(target=running.run, args=([bound],), name="webui", daemon=True)
@@ -67,9 +69,9 @@ class Server:
         return lines
 
     def wait(self) -> None:
-        """Stay until the server ends or Ctrl-C."""
-        while self._thread.is_alive():
-            self._thread.join(timeout=0.5)
+        """Stay until the server ends, somebody who may ends it, or Ctrl-C."""
+        while self._thread.is_alive() and not self._stopping.wait(timeout=0.5):
+            pass
 
     def close(self) -> None:
         self._running.should_exit = True
@@ -89,10 +91,11 @@ def serve_app(
     scratch: Path | None = None,
     limits: Limits | None = None,
     closing: Callable[[], None] = lambda: None,
+    stopping: threading.Event | None = None,
 ) -> Server:
     """Serve any ASGI app behind the guard and return when it answers. UserError when the port is taken.
 
-    When the server closes, `closing` is called and `scratch` removed.
+    When the server closes, `closing` is called and `scratch` removed. `stopping`: `Server.wait` ends when it is set.
     """
     guard = Guard(
         app, Access(door.users), Names(door.host, door.names), limits or Limits(), door.users.values()
@@ -111,7 +114,7 @@ def serve_app(
         timeout_graceful_shutdown=2,
     )
     bound = _bind(door.host.strip("[]"), port)
-    server = Server(guard, door, uvicorn.Server(config), bound, scratch, closing)
+    server = Server(guard, door, uvicorn.Server(config), bound, scratch, closing, stopping)
     server.wait_until_ready()
     return server
 

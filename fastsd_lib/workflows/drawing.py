@@ -17,6 +17,7 @@ from fastsd_lib.models import registry
 
 if TYPE_CHECKING:
     from fastsd_lib.generation.engine import Engine
+    from fastsd_lib.generation.pipeline_engine import PipelineEngine
 
 SUBJECT = "{subject}"  # in a prompt for a session: its rare token and class noun, "sks cat"
 MOST_PROMPTS = 10_000
@@ -46,7 +47,7 @@ def open_engine(
     dtype: str = "auto",
     threads: int | None = None,
     config_from: Path | None = None,
-) -> Engine:
+) -> Engine | PipelineEngine:
     """Load a model with all that prompts may name; load once, ask often.
 
     `model`: "embedded", a Hugging Face id, a Diffusers folder or a single file. `library`: as for
@@ -56,12 +57,17 @@ def open_engine(
     files = registry.base_model(model, token=lambda: tokens.hub_token(None))
     require("diffusers", group="webui")
     from fastsd_lib.generation.engine import load_engine
+    from fastsd_lib.generation.pipeline_engine import PipelineEngine
     from fastsd_lib.generation.resources import Library
 
     engine = load_engine(files, device, dtype, threads, config_from)
+    if isinstance(engine, PipelineEngine):
+        if vae is not None:
+            raise UserError(f"{engine.name} is drawn with its own VAE.", fix="leave --vae out.")
+        return engine
     engine.library = Library.of(folders)
     if vae is not None:
-        from fastsd_lib.formats.parts import load_vae
+        from fastsd_lib.formats.vae_file import load_vae
 
         engine.parts.vae = load_vae(vae, engine.parts)
     return engine

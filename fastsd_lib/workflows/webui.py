@@ -94,7 +94,15 @@ def start(config: WebuiConfig, door: Door | None = None, port: int | None = 7860
 
     settings = Options(folder / "options.json")  # a damaged file is said before the model takes its seconds
     history = History(folder / "history.sqlite")
-    shelf = Shelf(Library.of(folders), model, config.device, config.dtype, config.budget_mib, config.threads)
+    shelf = Shelf(
+        Library.of(folders),
+        model,
+        config.device,
+        config.dtype,
+        config.budget_mib,
+        config.threads,
+        hashes=folder / "hashes.json",
+    )
     shelf.engine()  # the first order shall not wait for it
     limits = QueueLimits(most_waiting=config.most_waiting) if config.most_waiting else QueueLimits()
     service = Service(shelf, history, limits)
@@ -111,7 +119,7 @@ def start(config: WebuiConfig, door: Door | None = None, port: int | None = 7860
             page = build_app(service, folder / "outputs")
         flags = ApiFlags(fetch_urls=config.fetch_urls, server_stop=config.server_stop)
         app = api_app(service, settings=settings, pictures_dir=folder / "outputs", page=page, flags=flags)
-        return serve_app(app, door or LOOPBACK, port, closing=close)
+        return serve_app(app, door or LOOPBACK, port, closing=close, stopping=app.state.context.stopping)
     except BaseException:
         close()
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -76,7 +75,7 @@ def test_the_api_alone_draws_and_ends_with_its_history_kept(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("--no-ui", "--port", str(port), "--folder", str(tmp_path / "mine"))
+    words = ("--no-ui", "--port", str(port), "--folder", str(tmp_path / "mine"), "--api-server-stop")
     imported = set()
     with typed(*words, PYTHONPROFILEIMPORTTIME="1") as running:
         for line in running.stdout:
@@ -88,8 +87,9 @@ def test_the_api_alone_draws_and_ends_with_its_history_kept(tmp_path):
         url = f"http://127.0.0.1:{port}/sdapi/v1/txt2img"
         answer = httpx.post(url, json=body, timeout=60, trust_env=False)
         assert answer.status_code == 200 and len(answer.json()["images"]) == 1
-        running.send_signal(signal.SIGTERM)
-        assert "Traceback" not in running.stdout.read()
+        stop = f"http://127.0.0.1:{port}/sdapi/v1/server-stop"
+        assert httpx.post(stop, json={}, trust_env=False).status_code == 200
+        assert "Traceback" not in running.stdout.read() and running.wait(20) == 0
     assert "fastapi" in imported and "gradio" not in imported
     kept = sqlite3.connect(tmp_path / "mine" / "history.sqlite").execute("SELECT * FROM jobs").fetchall()
     assert len(kept) == 1
