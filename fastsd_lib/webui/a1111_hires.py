@@ -18,9 +18,13 @@ def with_second_pass(base: GenerationRequest, body: Txt2ImgBody, context: ApiCon
     if not body.enable_hr:
         return base
     width_px, height_px = body.hr_resize_x, body.hr_resize_y
-    if body.firstphase_width > 0 or body.firstphase_height > 0:
+    if body.firstphase_width or body.firstphase_height:
         width_px, height_px = base.width_px, base.height_px
         firsts = body.firstphase_width or width_px, body.firstphase_height or height_px
+        for name, side in zip(("firstphase_width", "firstphase_height"), firsts, strict=True):
+            if side < GRAIN_PX:
+                raise Refused(422, f"{name} is {side}.", f"take 0, or at least {GRAIN_PX}.")
+        check_area(*firsts, "the first pass's size (firstphase_width x firstphase_height)", context)
         base = replace(
             base, **dict(zip(("width_px", "height_px"), (_first(one) for one in firsts), strict=True))
         )

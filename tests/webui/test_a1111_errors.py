@@ -52,6 +52,8 @@ def refused(answer, status: int, *words: str) -> str:
             ["hr_upscaler", "'R-ESRGAN 4x+'", "latent"],
         ),
         ({"width": 1_000_000}, 422, ["width", "1000000", "8192"]),
+        ({"enable_hr": True, "firstphase_width": 99_999}, 422, ["firstphase_width", "99999", "8192"]),
+        ({"enable_hr": True, "firstphase_height": -5}, 422, ["firstphase_height is -5", "at least 8"]),
         ({"width": 8192, "height": 8192}, 422, ["8192 x 8192", "16.8 million pixels"]),
         ({"batch_size": 100_000}, 422, ["batch_size", "100000"]),
         ({"batch_size": 100, "n_iter": 100}, 422, ["batch_size 100 x n_iter 100"]),
