@@ -7,7 +7,7 @@ used: a request's samplers, schedules and prompt language are not followed, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,13 @@ REFUSED = {
     "seed_from_width_px": "the noise of another size",
     "seed_from_height_px": "the noise of another size",
 }
+
+
+Told = Callable[[range, int, int], None]  # numbers of the pictures in work, their step, of so many
+
+
+class AsItStands(Exception):
+    """Raised by who hears of a step: the pictures in work are to end with what is seen of them."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,21 @@ class PipelineEngine:
 
         UserError for what the model cannot follow; what it merely does not heed is a warning in the record.
         """
+        batches = self.batches(request, _told(report, request))
+        return [image for batch in batches for image in batch]
+
+    def batches(
+        self,
+        request: GenerationRequest,
+        told: Told,
+        first: int = 0,
+        most: int | None = None,
+    ) -> Iterator[list[GeneratedImage]]:
+        """The same pictures as they are finished, from number `first` on, at most `most` at once.
+
+        `told` hears of every step: the numbers of the pictures in work, how many steps they have and will have.
+        What it raises ends the drawing; AsItStands ends only the pictures in work, which are given out.
+        """
         request.check()
         warnings = self._check(request)
         canvas = None
@@ -109,24 +131,22 @@ class PipelineEngine:
         width_px, height_px = request.width_px or self.side_px, request.height_px or self.side_px
         if canvas is not None:
             width_px, height_px = canvas.picture.size
-        pictures: list[Image] = []
-        at_once = max(1, min(BATCH_PIXELS // (width_px * height_px), request.count))
-        while len(pictures) < request.count:
-            numbers = range(len(pictures), min(len(pictures) + at_once, request.count))
-            told = _told(report, numbers, request)
+        at_once = max(1, min(BATCH_PIXELS // (width_px * height_px), most or request.count))
+        while first < request.count:
+            numbers = range(first, min(first + at_once, request.count))
             try:
-                pictures += self._draw(request, canvas, (width_px, height_px), numbers, told)
+                pictures = self._draw(request, canvas, (width_px, height_px), numbers, told)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 at_once = self._make_room(len(numbers), warnings)
-        facts = {"width_px": width_px, "height_px": height_px, "warnings": warnings}
-        return [
-            GeneratedImage(
-                picture, request.seed + number, self._record(request, request.seed + number, facts)
-            )
-            for number, picture in enumerate(pictures)
-        ]
+                continue
+            facts = {"width_px": width_px, "height_px": height_px}
+            yield [
+                GeneratedImage(picture, seed, self._record(request, seed, facts | {"warnings": [*warnings]}))
+                for picture, seed in zip(pictures, (request.seed + one for one in numbers), strict=True)
+            ]
+            first = numbers.stop
 
     def _draw(
         self,
@@ -134,10 +154,10 @@ class PipelineEngine:
         canvas: Canvas | None,
         size_px: tuple[int, int],
         numbers: range,
-        told: Callable[[int], None],
+        told: Told,
     ) -> list[Image]:
         if canvas is not None and request.strength == 0:
-            told(request.inference_steps)
+            told(numbers, request.inference_steps, request.inference_steps)
             return [canvas.finish(canvas.picture) for _ in numbers]
         count, steps = len(numbers), request.inference_steps
         options: dict[str, Any] = {
@@ -149,7 +169,7 @@ class PipelineEngine:
             # Noise of each picture from its own seed, drawn on the CPU, so that no batch and no device changes it.
             "generator": [torch.Generator("cpu").manual_seed(request.seed + number) for number in numbers],
             "max_sequence_length": self._longest_prompt,
-            "callback_on_step_end": lambda pipe, step, timestep, state: told(step + 1) or state,
+            "callback_on_step_end": _after_step(numbers, told),
         }
         if self.kind.has_negative:
             options["negative_prompt"] = [_plain(request.negative_prompt)] * count
@@ -159,8 +179,12 @@ class PipelineEngine:
             pipeline = self.over_pictures
             options["image"] = [canvas.picture] * count
             options["strength"] = max(request.strength, 1 / steps + 1e-6)
-        with torch.inference_mode():
-            return pipeline(**options).images
+        try:
+            with torch.inference_mode():
+                return pipeline(**options).images
+        except BaseException:
+            self.pipeline.maybe_free_model_hooks()  # of one that is offloaded: what worked last leaves the GPU
+            raise
 
     @property
     def _longest_prompt(self) -> int:
@@ -200,9 +224,8 @@ class PipelineEngine:
 
     def _prompt_warnings(self, request: GenerationRequest) -> list[str]:
         text = _plain(request.prompt)
-        warnings = [
-            f"{tag.text} is not in force here" for tag in split_tags(without_comments(request.prompt))[1]
-        ]
+        tags = [] if request.networks_off else split_tags(without_comments(request.prompt))[1]
+        warnings = [f"{tag.text} is not in force here" for tag in tags]
         schedule = Schedule.read(text)
         weighed = any(piece is BREAK or piece.weight != 1 for piece in attention(text))
         if weighed or schedule.whens or schedule.alternates or len(branches(text)) > 1:
@@ -283,11 +306,38 @@ def _plain(prompt: str) -> str:
     return split_tags(without_comments(prompt))[0]
 
 
-def _told(report: Report, numbers: range, request: GenerationRequest) -> Callable[[int], None]:
-    """Progress over all pictures, in steps of one picture."""
-    total = request.count * request.inference_steps
+def _told(report: Report, request: GenerationRequest) -> Told:
+    """Progress over all pictures, in steps of one picture; those that a low strength saves count as done."""
+    each = request.inference_steps
 
-    def told(step: int) -> None:
-        report(ProgressEvent("drawing", numbers.start * request.inference_steps + step * len(numbers), total))
+    def told(numbers: range, step: int, steps: int) -> None:
+        done = numbers.start * each + (each - steps + step) * len(numbers)
+        report(ProgressEvent("drawing", done, request.count * each))
 
     return told
+
+
+def _after_step(numbers: range, told: Told) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+    """What diffusers calls after each step, with the latents in `state`; what it returns is gone on with."""
+    before: torch.Tensor | None = None
+
+    def after_step(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        nonlocal before
+        latents, last = state["latents"], before
+        before = latents
+        try:
+            told(numbers, step + 1, pipeline.num_timesteps)
+        except AsItStands:
+            if last is None:  # a step later there is something to see
+                return state
+            pipeline._interrupt = True  # diffusers' own way to leave out the steps that remain
+            return state | {"latents": _seen(pipeline.scheduler, last, latents)}
+        return state
+
+    return after_step
+
+
+def _seen(scheduler: Any, before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Where the straight path through the latents of two steps ends, at no noise."""
+    was, sigma = (float(scheduler.sigmas[scheduler.step_index - back]) for back in (1, 0))
+    return now - (now - before) * (sigma / (sigma - was))

@@ -16,6 +16,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation.engine import Engine, load_engine
 from fastsd_lib.generation.library import LibraryFolders, NamedFile, find_files
+from fastsd_lib.generation.pipeline_engine import KINDS as PIPELINE_KINDS
+from fastsd_lib.generation.pipeline_engine import PipelineEngine
 from fastsd_lib.generation.resources import Library
 from fastsd_lib.generation.shelf_files import FileHashes, ModelInfo
 from fastsd_lib.generation.vae import release
@@ -53,7 +55,7 @@ class Shelf:
         self.device, self.dtype, self.threads = device, dtype, threads
         self.budget_mib, self.most_models = budget_mib, most_models
         self._hashes = FileHashes(hashes)
-        self._loaded: OrderedDict[Key, Engine] = OrderedDict()  # the longest unused first
+        self._loaded: OrderedDict[Key, Engine | PipelineEngine] = OrderedDict()  # the longest unused first
         self._lock = threading.Lock()  # of the table; never held while a model is read
         self._loading: dict[Key, str] = {}
         self._own = {registry.EMBEDDED: ModelInfo(registry.EMBEDDED, registry.EMBEDDED_FOLDER, self._hashes)}
@@ -63,11 +65,15 @@ class Shelf:
         self.current = self.find(current).name
 
     @classmethod
-    def of(cls, engine: Engine) -> Shelf:
+    def of(cls, engine: Engine | PipelineEngine) -> Shelf:
         """A shelf on which this loaded model stands, on its own device."""
-        device = str(next(engine.parts.unet.parameters()).device)
-        shelf = cls(engine.library or LibraryFolders(), engine.model, device)
-        engine.library = engine.library or shelf.library
+        device = str(_weights(engine)[0].device)
+        if isinstance(engine, PipelineEngine):
+            shelf = cls(LibraryFolders(), engine.model, device)
+            engine.name = engine.name or shelf.current
+        else:
+            shelf = cls(engine.library or LibraryFolders(), engine.model, device)
+            engine.library = engine.library or shelf.library
         shelf._loaded[shelf.current, "", device, 0] = engine
         return shelf
 
@@ -130,7 +136,9 @@ class Shelf:
 
     # --- memory
 
-    def engine(self, model: str = "", vae: str = "", device: str = "auto", number: int = 0) -> Engine:
+    def engine(
+        self, model: str = "", vae: str = "", device: str = "auto", number: int = 0
+    ) -> Engine | PipelineEngine:
         """The loaded model; loads it when it must, which takes seconds: called by the thread that draws with it.
 
         `device`: "auto" = the shelf's. `number` tells apart workers on one device, which cannot share modules.
@@ -138,6 +146,11 @@ class Shelf:
         """
         device = self.device if device == "auto" else device
         info, vae = self.find(model), self.find_vae(vae)
+        if vae and info.family in PIPELINE_KINDS:
+            raise UserError(
+                f"{info.name} is a {info.family} model, which is drawn with its own VAE only (not {vae}).",
+                fix='take "Automatic".',
+            )
         key = info.name, vae, device, number
         with self._lock:
             if key in self._loaded:
@@ -150,8 +163,11 @@ class Shelf:
             else:
                 self._make_room(self._size_on_disk(info, device), device)
                 engine = load_engine(info.model_files, device, self.dtype, self.threads)
-                engine.library = self.library
-                engine.parts.name = info.name
+                if isinstance(engine, PipelineEngine):
+                    engine.name = info.name
+                else:
+                    engine.library = self.library
+                    engine.parts.name = info.name
         finally:
             with self._lock:
                 self._loading.pop(key, None)
@@ -256,7 +272,7 @@ def _named(text: str, models: list[ModelInfo]) -> ModelInfo | None:
     return None
 
 
-def _sizes(engines: dict[Key, Engine]) -> dict[Key, int]:
+def _sizes(engines: dict[Key, Engine | PipelineEngine]) -> dict[Key, int]:
     """Bytes of each, weights that two of them share counted once."""
     seen: set[int] = set()
     sizes = {}
@@ -267,9 +283,9 @@ def _sizes(engines: dict[Key, Engine]) -> dict[Key, int]:
     return sizes
 
 
-def _bytes(engine: Engine) -> int:
+def _bytes(engine: Engine | PipelineEngine) -> int:
     return sum(weight.nbytes for weight in _weights(engine))
 
 
-def _weights(engine: Engine) -> list[torch.Tensor]:
-    return [weight for module in engine.parts.modules for weight in module.parameters()]
+def _weights(engine: Engine | PipelineEngine) -> list[torch.Tensor]:
+    return [weight for module in engine.modules for weight in module.parameters()]

@@ -13,11 +13,14 @@ from fastsd_lib.generation.denoising import ask_together
 from fastsd_lib.generation.engine import can_offload
 from fastsd_lib.generation.jobs import Job, State
 from fastsd_lib.generation.jobs_queue import JobQueue
+from fastsd_lib.generation.pipeline_engine import PipelineEngine
 from fastsd_lib.generation.plan import drawing_mode, make_plan
 from fastsd_lib.generation.preview import rough_picture
 from fastsd_lib.generation.shelf import Shelf
 from fastsd_lib.generation.vae import out_of_memory, release
+from fastsd_lib.generation.worker_faults import for_the_user, our_fault, took_too_long
 from fastsd_lib.generation.worker_strands import Strand, Work
+from fastsd_lib.generation.worker_whole import WholeDrawing
 
 LOG = logging.getLogger(__name__)
 
@@ -65,12 +68,7 @@ class Worker:
 
     def _round(self) -> None:
         """Between two steps everyone is heard; then comes one step."""
-        while (errand := self.queue.next_errand()) is not None:
-            work, told = errand
-            try:
-                told.set_result(work())
-            except Exception as error:  # whoever waits for it hears of it
-                told.set_exception(error)
+        self._run_errands()
         for work in list(self.works):
             self._obey(work)
         if self.queue.paused:
@@ -80,6 +78,14 @@ class Worker:
         if strands := self._whose_turn():
             self._step(strands)
 
+    def _run_errands(self) -> None:
+        while (errand := self.queue.next_errand()) is not None:
+            work, told = errand
+            try:
+                told.set_result(work())
+            except Exception as error:  # whoever waits for it hears of it
+                told.set_exception(error)
+
     # --- what those who ordered want
 
     def _obey(self, work: Work) -> None:
@@ -87,9 +93,7 @@ class Worker:
         if job.wish == "cancel":
             self._end(work, "stopped")
         elif work.drawn_s > self.queue.limits.most_seconds:
-            seconds = f"{self.queue.limits.most_seconds:g} s"
-            fix = "ask for fewer pictures or steps, or smaller ones."
-            self._end(work, "failed", UserError(f"The drawing took more than {seconds}.", fix))
+            self._end(work, "failed", took_too_long(self.queue.limits.most_seconds))
         elif job.wish or job.skips:
             if job.wish == "interrupt" or job.skips:
                 self._cut(work, list(work.strands) if job.wish else work.batch_in_work())
@@ -114,7 +118,7 @@ class Worker:
 
     def _take_jobs(self) -> bool:
         """True while there may be room for more."""
-        while sum(not work.strands for work in self.works) < MOST_UNBEGUN:
+        while not self.queue.paused and sum(not work.strands for work in self.works) < MOST_UNBEGUN:
             alone = not self.batching and self.works
             job = None if alone else self.queue.take(self._suits)
             if job is None:
@@ -140,9 +144,13 @@ class Worker:
         job.tell()
         try:
             engine = self.shelf.engine(*job.model_key, device=self.device, number=self.number)
+            if isinstance(engine, PipelineEngine):
+                whole = job.carried or WholeDrawing(job, self.queue, self._run_errands)
+                whole.draw(engine, self.shelf.known_hash(job.model_key[0]), self._turn_is_over)
+                return
             plan = make_plan(engine.parts, job.order.request, engine.texts, engine.library)
         except Exception as error:
-            self.queue.end(job, "failed", _for_the_user(job, error))
+            self.queue.end(job, "failed", for_the_user(job, error))
             return
         work = job.carried or Work(job, engine, plan)
         work.engine, work.plan, work.model_hash = engine, plan, self.shelf.known_hash(job.model_key[0])
@@ -314,7 +322,7 @@ class Worker:
 
     def _fail(self, strand: Strand, error: Exception) -> None:
         if strand.work in self.works:
-            self._end(strand.work, "failed", _for_the_user(strand.work.job, error))
+            self._end(strand.work, "failed", for_the_user(strand.work.job, error))
 
     def _end(self, work: Work, state: State, error: UserError | None = None) -> None:
         self.works.remove(work)
@@ -332,17 +340,3 @@ def preview_of(work: Work):
         if seen is not None:
             return rough_picture(work.engine.parts, seen[:1])
     return None
-
-
-def _for_the_user(job: Job, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    LOG.error("Job %s failed", job.id, exc_info=error)
-    return our_fault()
-
-
-def our_fault() -> UserError:
-    return UserError(
-        "The pictures could not be drawn: something went wrong inside the program.",
-        fix="the server's log says what; please report it. Other orders are not affected.",
-    )
