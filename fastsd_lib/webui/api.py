@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from fastsd_lib.webui import (
     a1111_drawing,
@@ -99,6 +100,8 @@ def api_app(
         app.include_router(part.router(context))
     if inner is not None:
         app.mount("", inner)
+    else:
+        app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return app
 
 

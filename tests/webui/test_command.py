@@ -87,6 +87,7 @@ def test_the_api_alone_draws_and_ends_with_its_history_kept(tmp_path):
         url = f"http://127.0.0.1:{port}/sdapi/v1/txt2img"
         answer = httpx.post(url, json=body, timeout=60, trust_env=False)
         assert answer.status_code == 200 and len(answer.json()["images"]) == 1
+        assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).headers["location"] == "/docs"
         stop = f"http://127.0.0.1:{port}/sdapi/v1/server-stop"
         assert httpx.post(stop, json={}, trust_env=False).status_code == 200
         assert "Traceback" not in running.stdout.read() and running.wait(20) == 0
