@@ -101,7 +101,9 @@ class PipelineEngine:
         """The same modules as a pipeline that draws over a picture."""
         import diffusers
 
-        return getattr(diffusers, self.kind.image_to_image)(**self.pipeline.components)
+        pipeline = getattr(diffusers, self.kind.image_to_image)(**self.pipeline.components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def generate(self, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
         """Draw `request.count` pictures; picture i has the seed `request.seed + i`, in any batch.

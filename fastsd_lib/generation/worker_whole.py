@@ -70,11 +70,7 @@ class WholeDrawing:
         job, queue = self.job, self.queue
         self.drawn_s += time.monotonic() - self._since
         self.errands()
-        while (
-            queue.paused
-            and not self._is_to_end()
-            and queue.wait(lambda: self._is_to_end() or not queue.paused)
-        ):
+        while not self._may_go_on() and queue.wait(self._may_go_on):
             self.errands()
         self._since = time.monotonic()
         if queue.closed or job.wish == "cancel":
@@ -82,8 +78,9 @@ class WholeDrawing:
         if self.drawn_s > queue.limits.most_seconds:
             raise took_too_long(queue.limits.most_seconds)
 
-    def _is_to_end(self) -> bool:
-        return self.job.skips or self.job.wish in ("cancel", "interrupt")
+    def _may_go_on(self) -> bool:
+        """Also to what cuts the pictures in work, though the service is paused."""
+        return not self.queue.paused or self.job.skips or self.job.wish in ("cancel", "interrupt")
 
     def _collect(self, batch: list[GeneratedImage], model_hash: str | None) -> None:
         """Give out the finished pictures."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_pipeline_engine import save_flux, save_sd3
 
 from fastsd_lib.core.errors import UserError
@@ -111,6 +112,20 @@ def test_the_service_hands_out_what_the_engine_draws(models, name):
     service.close()
 
 
+def test_a_picture_is_drawn_over_in_as_many_steps_as_its_strength_needs(models, capfd):
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (48, 32, 3), np.uint8))
+    engine = load_engine(models["sd3"], "cpu")
+    capfd.readouterr()
+    request = replace(ORDER, init=photo, strength=0.5)
+    service = Service(Shelf.of(engine))
+    job = service.submit(Order(request))
+    (picture,) = job.future.result(WAIT_S)
+    service.close()
+    assert (job.step, job.steps, picture.record["model"]) == (2, 2, "sd3")
+    assert difference(picture.image, engine.generate(request)[0].image) == 0
+    assert capfd.readouterr().err == ""  # no bar of diffusers' own
+
+
 def test_cancelling_ends_the_drawing_before_its_last_step_and_keeps_what_is_finished(shelf, service):
     steps = []
     with at_each_step(shelf.engine(), steps.append):
@@ -166,6 +181,17 @@ def test_no_picture_is_begun_after_the_one_after_which_it_is_to_stop(service):
         at_step(job, 1, lambda: service.stop_after_picture(job.id))
     (picture,) = job.future.result(WAIT_S)
     assert (job.state, picture.record["warnings"]) == ("stopped", [])
+
+
+def test_what_the_thread_has_to_do_for_others_is_done_between_two_steps(service):
+    job = service.submit(Order(replace(ORDER, inference_steps=1000)))
+    started = threading.Event()
+    at_step(job, 1, started.set)
+    assert started.wait(WAIT_S)
+    engine = service.load("embedded").result(WAIT_S)
+    assert engine.parts.name == "embedded" and 0 < job.step < 1000
+    service.cancel(job.id)
+    assert job.future.result(WAIT_S) == []
 
 
 def test_paused_it_takes_no_step(shelf, service):
