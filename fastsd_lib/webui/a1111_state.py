@@ -58,15 +58,19 @@ def router(context: ApiContext) -> APIRouter:
         if not skip_current_image and context.options["live_previews_enable"]:
             current = await aside(preview_text, jobs[0], context)
         waiting = [job for job in service.jobs() if job.state == "waiting"]
-        told = progress_of(jobs[0], current)
+        told = progress_of(task_of(context, jobs[0]), jobs[0], current)
         told.textinfo = f"{len(waiting)} waiting" if waiting else None
         return told
 
     @routes.post("/interrupt", response_model=dict[str, Any])
     async def interrupt(request: Request) -> Any:
-        """End what draws now with the pictures it has; where users sign in, the caller's own."""
-        for job in own_jobs(context, request):
-            service.interrupt(job.id)
+        """End the requests that draw now with the pictures they have; where users sign in, the caller's own."""
+        for drawn in own_jobs(context, request):
+            for job in task_of(context, drawn):  # a script's other lines would be drawn next
+                if job.state == "waiting":
+                    service.cancel(job.id)
+                else:
+                    service.interrupt(job.id)
         return {}
 
     @routes.post("/skip", response_model=None)
@@ -131,25 +135,42 @@ def own_jobs(context: ApiContext, request: Request) -> list[Job]:
     return [job for job in context.service.running() if not owner or job.order.owner == owner]
 
 
-def progress_of(job: Job, current_image: str | None) -> Progress:
-    count, done = job.order.request.count, len(job.pictures)
+def task_of(context: ApiContext, job: Job) -> list[Job]:
+    """All jobs of the request that this one belongs to, those that are over as long as they are kept."""
+    found = (context.service.job(one) for one in context.tasks.beside(job))
+    return [one for one in found if one is not None] or [job]
+
+
+def progress_of(task: list[Job], job: Job, current_image: str | None) -> Progress:
+    """Of a request's jobs, of which `job` is being drawn."""
     at_once = job.order.at_once or 1
-    passes = 2 if job.order.request.hires else 1
-    rounds = -(-count // at_once)
+    steps = sum(one.steps for one in task)
+    done = sum(one.steps if one.over else one.steps * one.share for one in task)
+    rounds_before = sum(_rounds(one) for one in task if one.over)
+    rounds_done = min(len(job.pictures) // at_once, -(-job.order.request.count // at_once) - 1)
     return Progress(
-        progress=max(job.share, 0.001),  # 0 would say that nothing is drawn
-        eta_relative=job.eta_s or 0.0,
+        progress=max(done / max(steps, 1), 0.001),  # 0 would say that nothing is drawn
+        eta_relative=max(one.eta_s or 0.0 for one in task),
         state=State(
             job=f"task({job.id})",
-            job_count=rounds * passes,
+            job_count=sum(_rounds(one) for one in task),
             job_timestamp=time.strftime("%Y%m%d%H%M%S", time.localtime(job.started_s or job.created_s)),
-            job_no=min(done // at_once, rounds - 1) * passes,
+            job_no=rounds_before + rounds_done * _passes(job),
             sampling_step=job.picture_step,
             sampling_steps=job.picture_steps,
         ),
         current_image=current_image,
         current_task=job.id,
     )
+
+
+def _passes(job: Job) -> int:
+    return 2 if job.order.request.hires else 1
+
+
+def _rounds(job: Job) -> int:
+    """Batches as A1111 counts them, each pass of one for itself."""
+    return -(-job.order.request.count // (job.order.at_once or 1)) * _passes(job)
 
 
 def preview_text(job: Job, context: ApiContext) -> str | None:

@@ -63,6 +63,12 @@ class Tasks:
         with self._lock:
             return self._jobs.get((owner, task_id), [task_id])
 
+    def beside(self, job: Job) -> list[str]:
+        """The jobs of this one's task, itself among them."""
+        with self._lock:
+            of_owner = (ids for (owner, _), ids in reversed(self._jobs.items()) if owner == job.order.owner)
+            return next((ids for ids in of_owner if job.id in ids), [job.id])
+
 
 @dataclass
 class ApiContext:

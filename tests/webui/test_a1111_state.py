@@ -137,6 +137,21 @@ def test_a_task_of_several_jobs_is_done_when_all_are(api, pool):
     assert api.post("/internal/progress", {"id_task": "lines"}).json()["completed"] is True
 
 
+def test_progress_and_interrupt_mean_all_of_a_scripts_request(api, pool):
+    lines = "\n".join(f"a star {number}" for number in range(6))
+    body = {"script_name": "prompts from file or textbox", "script_args": [False, False, "start", lines]}
+    answer = pool.submit(api.post, "/sdapi/v1/txt2img", LONG | body | {"prompt": "", "batch_size": 16})
+    told = until(
+        lambda: (t := api.get("/sdapi/v1/progress").json())["state"]["sampling_step"] > 1 and t, "a step"
+    )
+    assert told["state"]["job_count"] == 6 and 0 < told["progress"] < 0.2
+    assert any(job.state == "waiting" for job in api.service.jobs())  # they do not all fit at once
+    api.post("/sdapi/v1/interrupt")
+    done = answer.result(timeout=20)  # each line alone would take longer
+    assert done.status_code == 200 and 0 < len(done.json()["images"]) < 6 * 16
+    until(lambda: idle(api), "idle", 5)
+
+
 def test_a_task_that_nobody_named_waits_to_be_heard_of(api):
     assert api.post("/internal/progress", {"id_task": "unheard of"}).json() == {
         "active": False, "queued": False, "completed": False, "progress": None, "eta": None, "live_preview": None,
