@@ -60,7 +60,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
     Decodes pictures: not for the thread that answers everybody.
     """
     body, from_infotext = filled(body, known_styles(context))
-    settings, warnings = _settings(body, from_infotext, context)
+    settings, warnings, kept = _settings(body, from_infotext, context)
     refuse_what_is_not_here(body)
     check_amounts(body, context)
     model, vae = _model(body, settings, from_infotext, context, warnings)
@@ -89,6 +89,8 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
         raise Refused(
             422, f"The script {body.script_name!r} asks for more than {most} pictures.", "ask for fewer."
         )
+    if kept:  # last: a request that is refused changes nothing
+        a1111_settings.apply(context, kept)
     return Ordered(body, orders, settings, list(dict.fromkeys(warnings)), spreading.grid_rows, sent_back)
 
 
@@ -101,8 +103,9 @@ def known_styles(context: ApiContext) -> dict[str, Style]:
 
 def _settings(
     body: DrawingBody, from_infotext: Mapping[str, Any], context: ApiContext
-) -> tuple[dict[str, Any], list[str]]:
-    warnings, told = [], {}
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """The options as they are for this request, warnings, and what of them is to stay."""
+    warnings, told, kept = [], {}, {}
     for name, value in from_infotext.items():  # a picture from elsewhere may ask for what is not here
         try:
             told |= checked({name: value})
@@ -112,8 +115,8 @@ def _settings(
     warnings += [f"override_settings: there is no option {name[:100]!r}; it was ignored" for name in unknown]
     if not body.override_settings_restore_afterwards:
         known = {name: value for name, value in body.override_settings.items() if name not in unknown}
-        a1111_settings.apply(context, a1111_settings.checked_change(context, known))
-    return settings, warnings
+        kept = a1111_settings.checked_change(context, known)
+    return settings, warnings, kept
 
 
 def _model(

@@ -72,6 +72,9 @@ async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> l
     """The pictures of all jobs, those of stopped ones as far as they came; UserError when one failed."""
     # Shielded: to stop waiting must not cancel the future that the drawing thread will set.
     drawn = asyncio.gather(*(asyncio.shield(asyncio.wrap_future(job.future)) for job in jobs))
+    drawn.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # heard, also when nobody waits
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({drawn, gone}, return_when=asyncio.FIRST_COMPLETED)

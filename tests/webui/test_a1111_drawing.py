@@ -222,6 +222,10 @@ def test_settings_of_a_request_are_gone_after_it_unless_they_shall_stay(api):
     assert api.get("/sdapi/v1/options").json()["jpeg_quality"] == 80
     api.draw(override_settings={"jpeg_quality": 33}, override_settings_restore_afterwards=False)
     assert api.get("/sdapi/v1/options").json()["jpeg_quality"] == 33
+    refused = {"seed": 2**32 - 1, "n_iter": 2, "override_settings_restore_afterwards": False}
+    answer = api.post("/sdapi/v1/txt2img", SMALL | refused | {"override_settings": {"jpeg_quality": 44}})
+    assert answer.status_code == 422
+    assert api.get("/sdapi/v1/options").json()["jpeg_quality"] == 33
     api.post("/sdapi/v1/options", {"jpeg_quality": 80})
 
 
