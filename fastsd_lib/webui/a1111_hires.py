@@ -89,12 +89,15 @@ def _upscaler(label: str | None, context: ApiContext) -> str:
     ours = {named.lower(): name for name, named in UPSCALER_LABELS.items()} | {"none": "lanczos"}
     if wanted in ours:
         return ours[wanted]
-    from fastsd_lib.generation.upscale import hires_network  # torch and numpy
+    from fastsd_lib.generation.upscale import hires_network, upscalers  # torch and numpy
 
+    folders = context.service.shelf.folders.upscalers
     try:
-        return hires_network(label, context.service.shelf.folders.upscalers).name
-    except UserError as error:
-        raise Refused(422, f"hr_upscaler: {error.message}", error.fix) from None
+        return hires_network(label, folders).name
+    except UserError:
+        networks = [one.name for one in upscalers(folders).values() if one.path]
+        known = ", ".join([*UPSCALER_LABELS.values(), *networks])
+        raise Refused(422, f"hr_upscaler is {label!r}.", f"take one of: {known}.") from None
 
 
 def _second_pass_alone(

@@ -49,7 +49,7 @@ def refused(answer, status: int, *words: str) -> str:
         (
             {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"},
             422,
-            ["hr_upscaler", "'R-ESRGAN 4x+'", "latent"],
+            ["hr_upscaler is 'R-ESRGAN 4x+'. Take one of: Latent, Latent (antialiased),"],
         ),
         ({"width": 1_000_000}, 422, ["width", "1000000", "8192"]),
         ({"enable_hr": True, "firstphase_width": 99_999}, 422, ["firstphase_width", "99999", "8192"]),
