@@ -231,8 +231,11 @@ def _check_amounts(request: GenerationRequest, context: ApiContext) -> None:
     width, height = request.width_px or own[0], request.height_px or own[1]
     check_area(width, height, "width_px x height_px", context)
     if hires is not None:
-        large = hires.width_px or width * hires.scale, hires.height_px or height * hires.scale
-        check_area(int(large[0]), int(large[1]), "the size of the second pass", context)
+        scale = hires.scale
+        for wanted, side in ((hires.width_px, width), (hires.height_px, height)):
+            scale = wanted / side if wanted and side else scale  # one side alone keeps the picture's shape
+        large = hires.width_px or round(width * scale), hires.height_px or round(height * scale)
+        check_area(*large, "the size of the second pass", context)
     small = request.seed_from_width_px or 8, request.seed_from_height_px or 8
     check_area(*small, "seed_from_width_px x seed_from_height_px", context)
     for name in ("prompt", "negative_prompt"):

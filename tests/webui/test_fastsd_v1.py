@@ -446,6 +446,7 @@ def test_the_history_says_names_of_files_and_no_folders(client, server, tmp_path
         ({"width_px": 100_000}, 422, "width_px x height_px is 100000"),
         ({"width_px": 8000, "height_px": 8000}, 422, "8000 x 8000; the most is"),
         ({"hires": {"scale": 8}, "width_px": 2048, "height_px": 2048}, 422, "second pass is 16384 x 16384"),
+        ({"hires": {"width_px": 8192}, "width_px": 64, "height_px": 512}, 422, "second pass is 8192 x 65536"),
         ({"hires": {"scale": 99}}, 422, "hires.scale is 99"),
         ({"seed_from_width_px": 16384, "seed_from_height_px": 16384}, 422, "seed_from_width_px"),
         ({"sampler": "eular"}, 422, "Did you mean 'Euler'"),
