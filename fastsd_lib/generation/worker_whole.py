@@ -37,15 +37,16 @@ class WholeDrawing:
         _check_tags(request, engine)
         self._since = time.monotonic()
         try:
-            self._wait_if_paused()
             batches = engine.batches(request, self._told, len(job.pictures), job.order.at_once)
-            while len(job.pictures) < request.count and job.wish not in ("after_picture", "interrupt"):
+            while len(job.pictures) < request.count:
+                self._wait_if_paused()
+                if job.wish in ("after_picture", "interrupt"):
+                    break
                 if job.pictures and others_first():
                     job.carried = self
                     self.queue.give_back(job)
                     return
                 self._collect(next(batches), model_hash)
-                self._wait_if_paused()
         except _Cancelled:
             self.queue.end(job, "stopped")
             return

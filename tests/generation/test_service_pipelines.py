@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_pipeline_engine import save_flux, save_sd3
 
@@ -16,7 +17,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.engine import load_engine
 from fastsd_lib.generation.jobs import Job, Order, QueueLimits
 from fastsd_lib.generation.library import LibraryFolders
-from fastsd_lib.generation.pipeline_engine import PipelineEngine
+from fastsd_lib.generation.pipeline_engine import AsItStands, PipelineEngine
 from fastsd_lib.generation.request import GenerationRequest, Hires
 from fastsd_lib.generation.service import Service
 from fastsd_lib.generation.shelf import Shelf
@@ -138,41 +139,42 @@ def test_cancelling_ends_the_drawing_before_its_last_step_and_keeps_what_is_fini
 
 
 def test_interrupt_and_skip_leave_the_picture_in_work_as_it_stands(shelf, service):
-    request = replace(ORDER, count=3, inference_steps=8)
+    request = replace(ORDER, count=4, inference_steps=8)
     steps = []
     with at_each_step(shelf.engine(), steps.append):
         with held(service):
             job = service.submit(Order(request, at_once=1))
             at_step(job, 6, service.skip)
-            at_step(job, 8 + 1, service.interrupt)
+            at_step(job, 8 + 1, service.skip)
+            at_step(job, 16 + 4, service.interrupt)
         pictures = job.future.result(WAIT_S)
-    # What is seen after one step alone is not known to diffusers' loop: interrupted there, it takes a second one.
-    assert (job.state, len(steps)) == ("stopped", 6 + 2)
-    assert [one.seed for one in pictures] == [3, 4]
+    # Where a path leads is seen from two points of it: left after one step, a picture takes a second one.
+    assert (job.state, len(steps)) == ("stopped", 6 + 2 + 4)
+    assert [one.seed for one in pictures] == [3, 4, 5]
     assert [one.record["warnings"] for one in pictures] == [
-        ["stopped at step 6 of 8"],
-        ["stopped at step 2 of 8"],
+        [f"stopped at step {step} of 8"] for step in (6, 2, 4)
     ]
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_a_picture_that_is_cut_shows_where_its_path_was_leading(models, name):
-    from fastsd_lib.generation.pipeline_engine import AsItStands
-
+    """As if its last step had gone all the way: diffusers draws that when it is given the noise levels before it."""
     engine = load_engine(models[name], "cpu")
     request = replace(ORDER, inference_steps=10)
-    (whole,) = engine.generate(request)
+    scheduler = engine.pipeline.scheduler
+    ends = (1, 1 / 10) if name == "flux" else (scheduler.sigma_max, scheduler.sigma_min)
 
-    def cut_at(last: int):
-        def told(numbers: range, step: int, steps: int) -> None:
-            if step >= last:
-                raise AsItStands
+    def told(numbers: range, step: int, steps: int) -> None:
+        if step >= last:
+            raise AsItStands
 
-        ((picture,),) = engine.batches(request, told)
-        return np.abs(np.asarray(picture.image, float) - np.asarray(whole.image, float)).mean()
-
-    errors = [cut_at(step) for step in (2, 5, 8, 10)]
-    assert errors == sorted(errors, reverse=True) and errors[-1] == 0, errors
+    for last in (2, 5, 10):
+        ((ours,),) = engine.batches(request, told)
+        (theirs,) = engine.pipeline(
+            request.prompt, width=32, height=48, guidance_scale=engine.kind.guidance_scale,
+            generator=torch.Generator().manual_seed(3), sigmas=np.linspace(*ends, 10)[:last].tolist(),
+        ).images  # fmt: skip
+        assert difference(ours.image, theirs) <= 1, last
 
 
 def test_no_picture_is_begun_after_the_one_after_which_it_is_to_stop(service):
@@ -208,6 +210,17 @@ def test_paused_it_takes_no_step(shelf, service):
         service.resume()
         assert len(job.future.result(WAIT_S)) == 1
     assert len(steps) == 4
+
+
+def test_paused_at_its_end_it_is_done_and_the_next_one_waits(service):
+    with held(service):
+        first, other = service.submit(Order(ORDER)), service.submit(Order(ORDER))
+        first.subscribe(lambda one: service.pause() if one.pictures else None)
+    assert len(first.future.result(WAIT_S)) == 1 and first.state == "done"
+    service.on_worker(lambda: None).result(WAIT_S)
+    assert other.state == "waiting"
+    service.resume()
+    assert len(other.future.result(WAIT_S)) == 1
 
 
 def test_a_drawing_that_takes_too_long_ends_with_a_sentence(shelf):
