@@ -72,7 +72,7 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
         check_amounts(one, context)
         for request in _prepared(one, settings, units, context, warnings):
             request.check()
-            _check_networks(request, context)
+            check_networks(request, context)
             orders.append(
                 Order(
                     request,
@@ -163,7 +163,7 @@ def _seed(seed: int, body: DrawingBody) -> int:
     return random.randint(0, MAX_SEED - most) if seed == -1 else seed
 
 
-def _check_networks(request: GenerationRequest, context: ApiContext) -> None:
+def check_networks(request: GenerationRequest, context: ApiContext) -> None:
     """Names that the library does not know are said now, not when the request has waited for its turn."""
     if request.networks_off:
         return

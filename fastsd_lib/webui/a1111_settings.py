@@ -49,9 +49,9 @@ def find_model(context: ApiContext, text: str, where: str) -> Any:
         raise Refused(404, f"{where}: {error.message}", error.fix) from None
 
 
-def find_vae(context: ApiContext, text: str) -> str:
+def find_vae(context: ApiContext, text: str, where: str = "sd_vae") -> str:
     """A VAE's name in the library, by name or file name; "" for the model's own."""
     try:
         return context.service.shelf.find_vae(str(text))
     except UserError as error:
-        raise Refused(404, f"sd_vae: {error.message}", error.fix) from None
+        raise Refused(404, f"{where}: {error.message}", error.fix) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -231,7 +231,7 @@ def _add_history(routes: APIRouter, context: ApiContext) -> None:
     async def history(
         request: Request,
         text: str = Query("", max_length=1000, description="in the prompt or in how the pictures were made"),
-        state: str = Query("", max_length=20, description="done, stopped, failed or lost"),
+        state: Literal["", "waiting", "drawing", "done", "stopped", "failed", "lost"] = "",
         most: int = Query(50, ge=1, le=500),
         skip: int = Query(0, ge=0, le=1_000_000),
     ) -> Past:

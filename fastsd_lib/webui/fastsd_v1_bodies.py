@@ -20,7 +20,7 @@ from fastsd_lib.generation.jobs import Job, Order
 from fastsd_lib.generation.picture_text import picture_bytes
 from fastsd_lib.generation.request import MAX_SEED, GenerationRequest, Hires, Inpaint
 from fastsd_lib.webui import a1111_settings
-from fastsd_lib.webui.a1111 import translate
+from fastsd_lib.webui.a1111 import check_networks, translate
 from fastsd_lib.webui.a1111_checks import check_area
 from fastsd_lib.webui.a1111_models import Img2ImgBody, Name, Picture, Txt2ImgBody
 from fastsd_lib.webui.a1111_pictures import read_picture
@@ -178,11 +178,15 @@ def order_of(body: Any, context: ApiContext, owner: str) -> Order:
     for unit in request.control:
         unit.check()
     _check_amounts(request, context)
+    check_networks(request, context)
+    for unit in request.control:
+        if unit.model:
+            context.service.shelf.library.controlnets.find(unit.model)
     model = a1111_settings.find_model(context, body.model, "model").name if body.model else ""
     return Order(
         request,
         model=model,
-        vae=a1111_settings.find_vae(context, body.vae),
+        vae=a1111_settings.find_vae(context, body.vae, "vae"),
         owner=owner,
         at_once=body.at_once,
         task_id=body.id or "",
@@ -227,6 +231,10 @@ def _check_amounts(request: GenerationRequest, context: ApiContext) -> None:
         raise Refused(422, f"count is {request.count}.", f"ask for at most {limits.pictures}.")
     if request.inference_steps > limits.steps:
         raise Refused(422, f"inference_steps is {request.inference_steps}.", f"take at most {limits.steps}.")
+    for name in ("width_px", "height_px"):
+        side = getattr(request, name)
+        if side is not None and side < 1:
+            raise Refused(422, f"{name} is {side}.", "leave it out for the model's own size.")
     own = request.init.size if request.init else (8, 8)
     width, height = request.width_px or own[0], request.height_px or own[1]
     check_area(width, height, "width_px x height_px", context)

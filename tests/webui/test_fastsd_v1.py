@@ -396,6 +396,8 @@ def test_the_history_is_searched_paged_and_orders_again(client, tmp_path):
         "jobs"
     ]
     assert [job["prompt"] for job in paged] == ["a purple whale 1"]
+    unknown = client.get("/fastsd/v1/history", params={"state": "finished"})
+    assert unknown.status_code == 422 and "'lost'" in unknown.json()["detail"]
     one = found[0]["id"]
     entry = client.get(f"/fastsd/v1/history/{one}").json()
     assert entry["infotexts"][0].startswith("a purple whale 2\nSteps: 2") and entry["seeds"] == [3, 4, 5]
@@ -452,6 +454,9 @@ def test_the_history_says_names_of_files_and_no_folders(client, server, tmp_path
         ({"sampler": "eular"}, 422, "Did you mean 'Euler'"),
         ({"model": "nothing"}, 404, "nothing"),
         ({"vae": "nothing"}, 404, "nothing"),
+        ({"prompt": "a <lora:nothing:1>"}, 422, "there is no LoRA 'nothing'"),
+        ({"control": [{"model": "nothing"}]}, 422, "There is no ControlNet 'nothing'"),
+        ({"width_px": -64}, 422, "width_px is -64"),
         ({"init": "/etc/passwd"}, 422, "Invalid encoded image: init"),
         ({"init": "http://169.254.169.254/x.png"}, 422, "this server fetches none"),
         ({"init": ""}, 422, "init is empty"),
@@ -469,6 +474,7 @@ def test_the_history_says_names_of_files_and_no_folders(client, server, tmp_path
 def test_an_order_that_cannot_be_is_refused_at_once_by_its_field(client, fields, status, said):
     reply = client.post(JOBS, json=SMALL | fields)
     assert reply.status_code == status and said in reply.json()["detail"], reply.text
+    assert "sd_" not in reply.json()["detail"]  # A1111's names are no names here
     assert set(reply.json()) == {"error", "detail", "body", "errors"}
 
 
