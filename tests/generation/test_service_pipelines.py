@@ -223,6 +223,20 @@ def test_paused_at_its_end_it_is_done_and_the_next_one_waits(service):
     assert len(other.future.result(WAIT_S)) == 1
 
 
+def test_paused_between_two_pictures_it_begins_none(shelf, service):
+    steps = []
+    with at_each_step(shelf.engine(), steps.append):
+        with held(service):
+            job = service.submit(Order(replace(ORDER, count=2), at_once=1))
+            end = job.subscribe(lambda one: service.pause() if one.pictures else None)
+        while not job.pictures:
+            service.on_worker(lambda: None).result(WAIT_S)
+        assert service.on_worker(lambda: len(steps)).result(WAIT_S) == 4
+        end()
+        service.resume()
+        assert len(job.future.result(WAIT_S)) == 2
+
+
 def test_a_drawing_that_takes_too_long_ends_with_a_sentence(shelf):
     service = Service(shelf, limits=QueueLimits(most_seconds=0.0))
     job = service.submit(Order(ORDER))
