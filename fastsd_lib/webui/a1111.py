@@ -48,6 +48,7 @@ class Ordered:
     warnings: list[str] = field(default_factory=list)
     grid_rows: int | None = None  # a script's grid; None = no script
     maps_sent_back: list[bool] = field(default_factory=list)  # for each ControlNet unit
+    kept: Mapping[str, Any] = field(default_factory=dict)  # options that are to stay when all is drawn
 
     @property
     def first(self) -> GenerationRequest:
@@ -89,9 +90,9 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
         raise Refused(
             422, f"The script {body.script_name!r} asks for more than {most} pictures.", "ask for fewer."
         )
-    if kept:  # last: a request that is refused changes nothing
-        a1111_settings.apply(context, kept)
-    return Ordered(body, orders, settings, list(dict.fromkeys(warnings)), spreading.grid_rows, sent_back)
+    return Ordered(
+        body, orders, settings, list(dict.fromkeys(warnings)), spreading.grid_rows, sent_back, kept
+    )
 
 
 def known_styles(context: ApiContext) -> dict[str, Style]:

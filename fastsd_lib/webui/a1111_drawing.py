@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.jobs import Job
+from fastsd_lib.webui import a1111_settings
 from fastsd_lib.webui.a1111 import Ordered, translate
 from fastsd_lib.webui.a1111_answer import answer_of
 from fastsd_lib.webui.a1111_models import DrawingBody, Drawn, Img2ImgBody, Txt2ImgBody
@@ -51,6 +52,8 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
         for job in jobs:
             context.service.cancel(job.id)
         raise
+    if ordered.kept:  # what was refused, or names a damaged model, changes nothing
+        await loop.run_in_executor(context.coders, a1111_settings.apply, context, ordered.kept)
     return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context)
 
 

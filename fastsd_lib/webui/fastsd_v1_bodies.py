@@ -262,6 +262,12 @@ def _order_in_a1111s_words(body: Any, context: ApiContext, owner: str) -> Order:
     except ValidationError as error:
         found = [{**one, "loc": ("body", "a1111", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(found) from None
+    if not theirs.override_settings_restore_afterwards:
+        raise Refused(
+            422,
+            "a1111.override_settings_restore_afterwards is false: an order changes no settings.",
+            "POST them to /sdapi/v1/options.",
+        )
     orders = translate(theirs, context, owner).orders
     if len(orders) != 1:
         raise Refused(

@@ -242,13 +242,15 @@ def test_a_model_that_cannot_be_loaded_is_never_the_current_one(api):
     folder.mkdir(parents=True)
     damaged = folder / "damaged.safetensors"
     damaged.write_bytes(b"\x10\0\0\0\0\0\0\0 no header at all")
+    asked = {"override_settings": {"sd_model_checkpoint": "damaged"}}
     try:
         assert api.post("/sdapi/v1/refresh-checkpoints").json() is None
         names = [one["model_name"] for one in api.get("/sdapi/v1/sd-models").json()]
         assert sorted(names) == ["damaged", "embedded"]
         for answer in (
             api.post("/sdapi/v1/options", {"sd_model_checkpoint": "damaged", "jpeg_quality": 5}),
-            api.post("/sdapi/v1/txt2img", SMALL | {"override_settings": {"sd_model_checkpoint": "damaged"}}),
+            api.post("/sdapi/v1/txt2img", SMALL | asked),
+            api.post("/sdapi/v1/txt2img", SMALL | asked | {"override_settings_restore_afterwards": False}),
         ):
             assert answer.status_code == 422 and "damaged" in answer.json()["detail"]
         options = api.get("/sdapi/v1/options").json()

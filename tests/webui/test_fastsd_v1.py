@@ -487,6 +487,8 @@ def test_a1111s_words_are_refused_by_their_field_and_scripts_sent_elsewhere(clie
             "script_args": [False, False, "positive", "comma", 0]}  # fmt: skip
     script = client.post(JOBS, json={"a1111": body})
     assert script.status_code == 422 and "orders" in script.json()["detail"], script.text
+    kept = client.post(JOBS, json={"a1111": {"override_settings_restore_afterwards": False}})
+    assert kept.status_code == 422 and "POST them to /sdapi/v1/options" in kept.json()["detail"]
 
 
 def test_what_the_model_cannot_follow_ends_the_job_with_a_way_out(client):
