@@ -40,7 +40,8 @@ class QueueLimits:
     most_per_owner: int = 64  # waiting and drawing, of one owner; orders without an owner are not counted
     most_seconds: float = 3600.0  # of drawing, for one order
     kept_jobs: int = 200
-    kept_mib: int = 256  # of finished pictures, three bytes a pixel
+    kept_mib: int = 256  # of finished pictures and those they were drawn over, three bytes a pixel
+    most_input_mib: int = 1024  # of pictures to be drawn over, of all that wait
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Order:
     )
     task_id: str = ""  # a client's own name for the job; "" = one is made
     kind: str = "txt2img"  # free text for the history
+
+
+def inputs_of(request: GenerationRequest) -> dict[int, int]:
+    """The pictures that a request holds in memory: their identities, and the bytes of each."""
+    pictures = [request.init, request.inpaint.mask if request.inpaint else None]
+    pictures += [picture for unit in request.control for picture in (unit.image, unit.mask)]
+    return {id(one): one.width * one.height * len(one.getbands()) for one in pictures if one is not None}
 
 
 def new_id() -> str:

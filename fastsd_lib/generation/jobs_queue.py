@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.jobs import Job, QueueFull, QueueLimits, State
+from fastsd_lib.generation.jobs import Job, QueueFull, QueueLimits, State, inputs_of
 
 Errand = tuple[Callable[[], Any], "Future[Any]"]
 
@@ -62,6 +62,15 @@ class JobQueue:
             )
         if len(self.waiting) >= limits.most_waiting:
             raise QueueFull(f"{len(self.waiting)} orders wait already.", f"{later}.", self._retry_s())
+        if self.waiting and (inputs := inputs_of(job.order.request)):
+            for one in self.waiting:
+                inputs |= inputs_of(one.order.request)
+            if sum(inputs.values()) > limits.most_input_mib << 20:
+                raise QueueFull(
+                    f"The pictures of the orders that wait fill {limits.most_input_mib} MiB already.",
+                    f"{later}, or send smaller ones.",
+                    self._retry_s(),
+                )
 
     def _retry_s(self) -> int:
         """When about one more has been finished."""
@@ -107,7 +116,8 @@ class JobQueue:
         job.finish(state, error)
         with self.changed:
             if self._jobs.get(job.id) is job:
-                self._kept[job.id] = sum(3 * one.image.width * one.image.height for one in job.pictures)
+                drawn = sum(3 * one.image.width * one.image.height for one in job.pictures)
+                self._kept[job.id] = drawn + sum(inputs_of(job.order.request).values())
             self._make_room()
             self.changed.notify_all()
         self._over(job)

@@ -26,7 +26,7 @@ from fastsd_lib.webui.a1111_control import units_of
 from fastsd_lib.webui.a1111_hires import with_second_pass
 from fastsd_lib.webui.a1111_infotext import filled
 from fastsd_lib.webui.a1111_models import DrawingBody, Img2ImgBody, Txt2ImgBody
-from fastsd_lib.webui.a1111_pictures import read_picture
+from fastsd_lib.webui.a1111_pictures import Pictures
 from fastsd_lib.webui.a1111_scripts import spread
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
@@ -66,12 +66,13 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
     check_amounts(body, context)
     model, vae = _model(body, settings, from_infotext, context, warnings)
     body = body.model_copy(update={"seed": _seed(body.seed, body), "subseed": _seed(body.subseed, body)})
-    units, sent_back = _control(body, context)
+    pictures = Pictures(context.limits, context.flags)
+    units, sent_back = _control(body, context, pictures)
     orders: list[Order] = []
     spreading = spread(body)
     for one in spreading.bodies:
         check_amounts(one, context)
-        for request in _prepared(one, settings, units, context, warnings):
+        for request in _prepared(one, settings, units, context, pictures, warnings):
             request.check()
             check_networks(request, context)
             orders.append(
@@ -153,9 +154,11 @@ def _model(
         return model, ""
 
 
-def _control(body: DrawingBody, context: ApiContext) -> tuple[list[ControlUnit], list[bool]]:
+def _control(
+    body: DrawingBody, context: ApiContext, pictures: Pictures
+) -> tuple[list[ControlUnit], list[bool]]:
     scripts = {name: given for name, given in body.alwayson_scripts.items() if given is not None}
-    return units_of(scripts, context)
+    return units_of(scripts, context, pictures)
 
 
 def _seed(seed: int, body: DrawingBody) -> int:
@@ -181,10 +184,11 @@ def _prepared(
     settings: Mapping[str, Any],
     units: list[ControlUnit],
     context: ApiContext,
+    pictures: Pictures,
     warnings: list[str],
 ) -> Iterator[GenerationRequest]:
     """With its styles and wildcards put in; several where those make different prompts for its pictures."""
-    for request in _requests(body, settings, units, context, warnings):
+    for request in _requests(body, settings, units, context, pictures, warnings):
         prepared = prompts.prepare_prompts(request, context.service.shelf.folders, body.styles)
         warnings += prepared.warnings
         yield from prepared.requests
@@ -195,18 +199,16 @@ def _requests(
     settings: Mapping[str, Any],
     units: list[ControlUnit],
     context: ApiContext,
+    pictures: Pictures,
     warnings: list[str],
 ) -> list[GenerationRequest]:
     """One, unless several pictures are to be drawn over: then one for each picture and round."""
     base = _base(body, settings, units, warnings)
     if isinstance(body, Txt2ImgBody):
-        return [with_second_pass(base, body, context)]
-    pictures = [
-        read_picture(text, f"init_images[{number}]", context.limits, context.flags)
-        for number, text in enumerate(body.init_images)
-    ]
-    inpaint = _inpaint(body, context)
-    over = [_drawn_over(base, body, picture, inpaint) for picture in pictures]
+        return [with_second_pass(base, body, context, pictures)]
+    firsts = [pictures.read(text, f"init_images[{number}]") for number, text in enumerate(body.init_images)]
+    inpaint = _inpaint(body, pictures)
+    over = [_drawn_over(base, body, picture, inpaint) for picture in firsts]
     if len(over) == 1:
         return over
     if body.n_iter * len(over) > context.limits.pictures:
@@ -300,7 +302,7 @@ def _drawn_over(
     )
 
 
-def _inpaint(body: Img2ImgBody, context: ApiContext) -> Inpaint | None:
+def _inpaint(body: Img2ImgBody, pictures: Pictures) -> Inpaint | None:
     if not body.mask:
         return None
     blur_x, blur_y = (
@@ -313,7 +315,7 @@ def _inpaint(body: Img2ImgBody, context: ApiContext) -> Inpaint | None:
             "send one mask_blur.",
         )
     return Inpaint(
-        read_picture(body.mask, "mask", context.limits, context.flags),
+        pictures.read(body.mask, "mask"),
         invert=bool(body.inpainting_mask_invert),
         blur_px=blur_x,
         fill=MASK_FILLS[body.inpainting_fill],

@@ -11,7 +11,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.control_modules import find_module
 from fastsd_lib.generation.control_request import ControlUnit
 from fastsd_lib.webui.a1111_models import Body, Name, Share
-from fastsd_lib.webui.a1111_pictures import read_picture
+from fastsd_lib.webui.a1111_pictures import Pictures
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
 
@@ -79,7 +79,9 @@ class UnitBody(Body):
         return value or None
 
 
-def units_of(scripts: Mapping[str, Any], context: ApiContext) -> tuple[list[ControlUnit], list[bool]]:
+def units_of(
+    scripts: Mapping[str, Any], context: ApiContext, pictures: Pictures
+) -> tuple[list[ControlUnit], list[bool]]:
     """The enabled units of `alwayson_scripts`, and for each whether its map is to be sent back."""
     units, sent_back = [], []
     for name, script in scripts.items():
@@ -97,7 +99,7 @@ def units_of(scripts: Mapping[str, Any], context: ApiContext) -> tuple[list[Cont
                 continue
             unit = _checked(given, f"{name}.args[{number}]")
             if unit.enabled:
-                units.append(_unit(unit, f"ControlNet unit {number}", context))
+                units.append(_unit(unit, f"ControlNet unit {number}", context, pictures))
                 sent_back.append(unit.save_detected_map)
     return units, sent_back
 
@@ -114,7 +116,7 @@ def _checked(given: Any, where: str) -> UnitBody:
         raise Refused(422, f"{where}.{field}: {first['msg']} (sent: {sent!r}).") from None
 
 
-def _unit(unit: UnitBody, where: str, context: ApiContext) -> ControlUnit:
+def _unit(unit: UnitBody, where: str, context: ApiContext, pictures: Pictures) -> ControlUnit:
     if unit.ipadapter_input is not None:
         raise Refused(422, f"{where}: ipadapter_input would be read as a pickle.", "leave it out.")
     if unit.advanced_weighting is not None:
@@ -125,10 +127,10 @@ def _unit(unit: UnitBody, where: str, context: ApiContext) -> ControlUnit:
             f"{where}: guidance_start {unit.guidance_start:g} is after guidance_end {unit.guidance_end:g}.",
             "take a start before the end.",
         )
-    image, mask = _image_and_mask(unit, where, context)
+    image, mask = _image_and_mask(unit, where, pictures)
     region = unit.effective_region_mask
     if region:
-        mask = read_picture(region, f"{where} effective_region_mask", context.limits, context.flags)
+        mask = pictures.read(region, f"{where} effective_region_mask")
     if mask is not None and mask.convert("L").getextrema()[1] == 0:
         mask = None  # a black mask is how programs send none
     model = unit.model.strip()
@@ -164,7 +166,7 @@ def _module(name: str, where: str) -> str:
         raise Refused(422, f"{where}: module: {error.message}", error.fix) from None
 
 
-def _image_and_mask(unit: UnitBody, where: str, context: ApiContext) -> tuple[Image | None, Image | None]:
+def _image_and_mask(unit: UnitBody, where: str, pictures: Pictures) -> tuple[Image | None, Image | None]:
     """From a text, a pair {image, mask}, or a list of one of these. What is sent is decoded, never opened."""
     given, mask = unit.image, unit.mask
     if isinstance(given, list):
@@ -178,7 +180,7 @@ def _image_and_mask(unit: UnitBody, where: str, context: ApiContext) -> tuple[Im
         if value is not None and not isinstance(value, str):
             raise Refused(422, f"{where}: {name} is {str(value)[:50]!r}.", "send it in base64.")
     read = [
-        read_picture(value, f"{where} {name}", context.limits, context.flags) if value else None
+        pictures.read(value, f"{where} {name}") if value else None
         for name, value in (("image", given), ("mask", mask))
     ]
     return read[0], read[1]

@@ -9,12 +9,14 @@ from fastsd_lib.generation.request import UPSCALER_LABELS, GenerationRequest, Hi
 from fastsd_lib.generation.samplers import find_sampler, find_schedule
 from fastsd_lib.webui.a1111_checks import GRAIN_PX, SAME, check_area
 from fastsd_lib.webui.a1111_models import Txt2ImgBody
-from fastsd_lib.webui.a1111_pictures import read_picture
+from fastsd_lib.webui.a1111_pictures import Pictures
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
 
 
-def with_second_pass(base: GenerationRequest, body: Txt2ImgBody, context: ApiContext) -> GenerationRequest:
+def with_second_pass(
+    base: GenerationRequest, body: Txt2ImgBody, context: ApiContext, pictures: Pictures
+) -> GenerationRequest:
     if not body.enable_hr:
         return base
     width_px, height_px = body.hr_resize_x, body.hr_resize_y
@@ -45,7 +47,7 @@ def with_second_pass(base: GenerationRequest, body: Txt2ImgBody, context: ApiCon
         **_hires_sampler(body),
     )
     if body.firstpass_image:
-        return _second_pass_alone(base, hires, body, context)
+        return _second_pass_alone(base, hires, body, pictures)
     return replace(base, hires=hires)
 
 
@@ -101,10 +103,10 @@ def _upscaler(label: str | None, context: ApiContext) -> str:
 
 
 def _second_pass_alone(
-    base: GenerationRequest, hires: Hires, body: Txt2ImgBody, context: ApiContext
+    base: GenerationRequest, hires: Hires, body: Txt2ImgBody, pictures: Pictures
 ) -> GenerationRequest:
     """What `firstpass_image` asks for: the given picture takes the place of the first pass."""
-    picture = read_picture(body.firstpass_image, "firstpass_image", context.limits, context.flags)
+    picture = pictures.read(body.firstpass_image, "firstpass_image")
     width_px = hires.width_px or _first(round(base.width_px * hires.scale))
     height_px = hires.height_px or _first(round(base.height_px * hires.scale))
     return replace(

@@ -27,6 +27,26 @@ def read_picture(text: str, what: str, limits: ApiLimits, flags: ApiFlags) -> Im
     return open_picture(picture_data(text, what, limits, flags), what, limits)
 
 
+class Pictures:
+    """The pictures of one request: each is decoded once, and they do not fill the memory together."""
+
+    def __init__(self, limits: ApiLimits, flags: ApiFlags) -> None:
+        self._limits, self._flags = limits, flags
+        self._read: dict[str, Image] = {}
+        self._pixels = 0
+
+    def read(self, text: str, what: str) -> Image:
+        """As `read_picture`; the same text is the same picture."""
+        if text not in self._read:
+            picture = read_picture(text, what, self._limits, self._flags)
+            self._pixels += picture.width * picture.height
+            if self._pixels > (most := self._limits.request_pixels):
+                said = f"The pictures up to {what} have more than {most / 1e6:.0f} million pixels together."
+                raise Refused(422, said, "send fewer or smaller ones.")
+            self._read[text] = picture
+        return self._read[text]
+
+
 def picture_data(text: str, what: str, limits: ApiLimits, flags: ApiFlags) -> bytes:
     """The bytes of a picture's file: from base64, or from an https address where that is switched on."""
     text = text.strip()

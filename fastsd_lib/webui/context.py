@@ -24,6 +24,7 @@ class ApiLimits:
 
     picture_pixels: int = 64_000_000  # of a picture that is sent
     picture_side_px: int = 16_384
+    request_pixels: int = 128_000_000  # of all pictures of one request; decoded, each takes 3 or 4 bytes
     picture_bytes: int = 64 * 2**20  # of one picture's file
     side_px: int = 8192  # of a picture that is drawn or enlarged
     pixels: int = 4096 * 4096

@@ -23,7 +23,7 @@ from fastsd_lib.webui import a1111_settings
 from fastsd_lib.webui.a1111 import check_networks, translate
 from fastsd_lib.webui.a1111_checks import check_area
 from fastsd_lib.webui.a1111_models import Img2ImgBody, Name, Picture, Txt2ImgBody
-from fastsd_lib.webui.a1111_pictures import read_picture
+from fastsd_lib.webui.a1111_pictures import Pictures
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext, ApiLimits
 
@@ -209,8 +209,10 @@ def _request_of(body: Any, context: ApiContext) -> GenerationRequest:
 
 
 def _reader(context: ApiContext) -> Callable[[str | None, str], Image | None]:
+    pictures = Pictures(context.limits, context.flags)
+
     def read(text: str | None, what: str) -> Image | None:
-        return None if text is None else read_picture(text, what, context.limits, context.flags)
+        return None if text is None else pictures.read(text, what)
 
     return read
 

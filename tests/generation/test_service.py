@@ -541,3 +541,26 @@ def test_a_picture_that_is_ready_before_its_turn_is_held_back_until_the_end():
         shown.append(list(work.job.pictures))
     work.show(to_the_end=True)
     assert shown == [[], ["a", "b"], ["a", "b"]] and work.job.pictures == ["a", "b", "d"]
+
+
+def test_pictures_that_are_drawn_over_do_not_fill_the_memory(shelf):
+    from fastsd_lib.generation.service import Service
+
+    def over() -> Order:
+        return Order(replace(ORDER, init=Image.new("RGB", (700, 700)), strength=0.0))  # 1.4 MiB
+
+    service = Service(shelf, limits=QueueLimits(kept_mib=3, most_input_mib=3))
+    try:
+        jobs = []
+        for _ in range(4):
+            jobs.append(service.submit(over()))
+            jobs[-1].future.result(WAIT_S)
+        with held(service):
+            service.submit(over())
+            service.submit(over())
+            with pytest.raises(QueueFull, match="fill 3 MiB already"):
+                service.submit(over())
+            service.submit(Order(ORDER))  # it brings no picture
+        assert service.job(jobs[0].id) is None and len(service.kept()) <= 2
+    finally:
+        service.close()

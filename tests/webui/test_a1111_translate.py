@@ -17,7 +17,7 @@ from fastsd_lib.generation.styles import Style, write_styles
 from fastsd_lib.webui.a1111 import translate
 from fastsd_lib.webui.a1111_models import Img2ImgBody, Txt2ImgBody
 from fastsd_lib.webui.api_errors import Refused
-from fastsd_lib.webui.context import ApiContext
+from fastsd_lib.webui.context import ApiContext, ApiLimits
 from fastsd_lib.webui.options import Options
 
 PICTURE = encoded(Image.new("RGB", (80, 48), "red"))
@@ -390,6 +390,19 @@ def test_what_is_sent_as_json_may_be_null_everywhere(text):
     """A1111's models are all Optional: many programs write every field they know, most of them null."""
     fields = {name: None for name in Txt2ImgBody.model_fields}
     assert text(**json.loads(json.dumps(fields))).first.inference_steps == 50
+
+
+def test_a_picture_is_decoded_once_for_all_lines_of_a_script(over):
+    lines = {"script_name": "prompts from file or textbox", "script_args": [False, False, "start", "a\nb\nc"]}
+    first, *others = over(**lines).orders
+    assert len(others) == 2 and all(one.request.init is first.request.init for one in others)
+
+
+def test_pictures_of_one_request_are_not_too_large_together(context, over, monkeypatch):
+    pictures = [encoded(Image.new("RGB", (100, 100), (shade, 0, 0))) for shade in range(3)]
+    monkeypatch.setattr(context, "limits", ApiLimits(request_pixels=20_000))
+    with pytest.raises(Refused, match=r"up to init_images\[2\] have more than"):
+        over(init_images=pictures)
 
 
 def test_wildcards_are_chosen_anew_for_each_picture_by_its_seed(text):
