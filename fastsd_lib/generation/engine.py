@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,26 @@ class Engine:
     def modules(self) -> list[torch.nn.Module]:
         """All that have weights."""
         return self.parts.modules
+
+    @property
+    def name(self) -> str:
+        """The model's name in records."""
+        return self.parts.name
+
+    @property
+    def step_px(self) -> int:
+        """Width and height are multiples of this."""
+        return self.parts.vae_factor
+
+    @property
+    def side_px(self) -> int:
+        """The size the model was trained for."""
+        return self.parts.side_px
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the model is best asked with, where it says so."""
+        return self.parts.defaults
 
     def generate(self, request: GenerationRequest, report: Report = silent) -> list[GeneratedImage]:
         return draw(self.parts, request, report, self.texts, self.library)

@@ -7,7 +7,7 @@ used: a request's samplers, schedules and prompt language are not followed, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -95,6 +95,11 @@ class PipelineEngine:
     def side_px(self) -> int:
         """The size the model was trained for."""
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the model is best asked with."""
+        return {"guidance_scale": self.kind.guidance_scale}
 
     @cached_property
     def over_pictures(self) -> Any:

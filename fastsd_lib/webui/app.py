@@ -37,7 +37,7 @@ def build_app(service: Service, pictures_dir: Path) -> gr.Blocks:
     """The page for the service's current model, which is loaded now; pictures are saved in `pictures_dir`,
     their record inside. UserError when the model cannot be loaded.
     """
-    orders, parts = Orders(service), service.load().result().parts
+    orders, engine = Orders(service), service.load().result()
 
     async def generate(  # its arguments are the names in the HTTP API; `request` is found by its type
         prompt: str, negative_prompt: str, steps: int, guidance_scale: float, sampler: str,
@@ -62,7 +62,7 @@ def build_app(service: Service, pictures_dir: Path) -> gr.Blocks:
         orders.stop(request.session_hash or "")
 
     with gr.Blocks(title="fastsd", analytics_enabled=False, fill_width=True) as blocks:
-        page = lay_out(parts.name, parts.side_px, parts.vae_factor, parts.defaults)
+        page = lay_out(engine.name, engine.side_px, engine.step_px, engine.defaults)
         inputs = [page.prompt, page.negative, page.steps, page.guidance, page.sampler, page.count, page.seed]
         ordered = gr.on(
             [page.go.click, page.prompt.submit],

@@ -68,8 +68,6 @@ def test_image_to_image_and_inpainting(api, photo):
 
 
 def test_its_asynchronous_calls(api):
-    pytest.importorskip("aiohttp")
-
     async def both():
         calls = [api.txt2img(**SMALL, seed=seed, use_async=True) for seed in (5, 6)]
         return await asyncio.gather(*calls)

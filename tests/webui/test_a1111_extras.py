@@ -10,10 +10,6 @@ import webuiapi
 from api_server import SMALL, encoded, picture, served_api
 from PIL import Image, ImageDraw
 
-MAPS = pytest.mark.xfail(
-    reason="the service's worker does not hand on the control pictures yet", strict=False
-)
-
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
@@ -49,7 +45,6 @@ def test_a_unit_changes_the_picture_and_is_written_down(api, star):
     assert np.abs(pixels(draw(api, unit(star, weight=0))) - pixels(plain)).max() <= 2
 
 
-@MAPS
 def test_the_map_of_a_unit_comes_after_the_pictures(api, star):
     answer = draw(api, unit(star), batch_size=2)
     assert len(answer["images"]) == 3  # clients count n_iter * batch_size + units
