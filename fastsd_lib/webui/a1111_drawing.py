@@ -58,7 +58,17 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
 
 
 def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
-    """All orders or none."""
+    """All orders or none. More than there is ever room for are refused, not told to come again."""
+    limits = context.service.limits
+    most = limits.most_waiting
+    if ordered.orders[0].owner:
+        most = min(most, limits.most_per_owner)
+    if 1 < len(ordered.orders) > most:
+        raise Refused(
+            422,
+            f"The request makes {len(ordered.orders)} orders, one for each prompt; the most is {most}.",
+            "ask for fewer pictures, or send several requests.",
+        )
     jobs: list[Job] = []
     try:
         for order in ordered.orders:

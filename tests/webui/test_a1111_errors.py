@@ -219,6 +219,15 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(api):
     assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_more_orders_than_there_is_ever_room_for_are_not_told_to_come_again(api, monkeypatch):
+    from fastsd_lib.generation.jobs import QueueLimits
+
+    monkeypatch.setattr(api.service, "limits", QueueLimits(most_waiting=2))
+    lines = {"script_name": "prompts from file or textbox", "script_args": [False, False, "start", "a\nb\nc"]}
+    answer = api.post("/sdapi/v1/txt2img", SMALL | lines)
+    refused(answer, 422, "makes 3 orders", "the most is 2", "send several requests")
+
+
 def test_a_fault_of_ours_is_500_without_a_trace_and_the_next_request_is_drawn(api, monkeypatch):
     from fastsd_lib.generation import worker
 
