@@ -213,6 +213,8 @@ def test_options_have_a1111s_names_and_keep_what_is_set(api):
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
+        ({"return_mask": True}, 422, ["return_mask is True", "cannot do that"]),
+        ({"save_txt": True}, 422, ["save_txt is True", "Send False"]),
         ({"jpeg_qualty": 5}, 422, ["'jpeg_qualty'", "did you mean 'jpeg_quality'"]),
         ({"outdir_samples": "/etc"}, 422, ["no option 'outdir_samples'"]),
         ({"sd_model_checkpoint": "embeded"}, 404, ["'embeded'", "nearest: embedded"]),
