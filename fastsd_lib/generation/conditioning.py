@@ -18,6 +18,7 @@ from fastsd_lib.generation.text_reader import EncodingCache, LearnedWord, TextRe
 
 MOST_CHARACTERS = 100_000  # of a prompt; the work grows with it
 WANTED_SCORE, UNWANTED_SCORE = 6.0, 2.5  # of beauty, from 1 to 10: the refiner's own defaults
+MOST_BRANCHES = 32  # prompts joined by AND
 MOST_TEXT = 2_000_000  # characters of all the texts that one prompt becomes over its steps
 
 
@@ -147,7 +148,13 @@ def encode(
     warnings = [f"{tag.text} is not in force here" for tag in tags if tag not in loaded]
     warnings += [f"{tag.text} has no effect in the negative prompt" for tag in useless]
     unfit = reader.learn(embeddings or {})
-    schedules = [(weight, Schedule.read(text)) for text, weight in branches(prompt)]
+    parts_of_prompt = branches(prompt)
+    if len(parts_of_prompt) > MOST_BRANCHES:
+        raise UserError(
+            f"The prompt has {len(parts_of_prompt)} parts joined by AND; each is a row of every U-Net call.",
+            fix=f"join at most {MOST_BRANCHES}.",
+        )
+    schedules = [(weight, Schedule.read(text)) for text, weight in parts_of_prompt]
     side_px = parts.side_px
     result = Conditioning(
         reader, schedules, Schedule.read(negative), size_px or (side_px, side_px), tags, warnings

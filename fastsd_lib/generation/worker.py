@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.heap import give_back
 from fastsd_lib.generation.denoising import ask_together
 from fastsd_lib.generation.engine import can_offload
 from fastsd_lib.generation.jobs import Job, State
@@ -28,6 +29,7 @@ LOG = logging.getLogger(__name__)
 MOST_LATENTS = {"cpu": 16 * 16 * 16, "cuda": 4 * 64 * 64}
 TURN_S = 4.0  # pictures of another size or with another LoRA wait so long at most for their turn
 MODEL_TURN_S = 20.0  # and those of another model, before no more jobs are begun that overtake them
+TIDY_S = 10.0  # between two returns of freed memory in a long run
 MOST_UNBEGUN = 2  # jobs with a plan that wait for room: a plan holds pictures
 
 
@@ -46,6 +48,7 @@ class Worker:
         self._turn_began = 0.0
         self._last_turn: dict[Hashable, float] = {}
         self._others_since: float | None = None  # since when another model is waited for
+        self._tidied_s = 0.0
         self.thread = threading.Thread(target=self.run, name=f"drawing-{number}", daemon=True)
 
     def run(self) -> None:
@@ -59,8 +62,16 @@ class Worker:
                     self._end(work, "failed", our_fault())
             for work in self.works:
                 work.drawn_s += time.monotonic() - began
+            self._tidy()
         for work in list(self.works):
             self._end(work, "stopped")
+
+    def _tidy(self) -> None:
+        """Give freed memory back: soon when nothing is left to draw, now and then when there always is something."""
+        now = time.monotonic()
+        if now - self._tidied_s > (TIDY_S if self.works else 1.0):
+            give_back()
+            self._tidied_s = now
 
     def _has_work(self) -> bool:
         wished = any(work.job.wish or work.job.skips for work in self.works)

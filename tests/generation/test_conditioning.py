@@ -167,6 +167,13 @@ def test_all_of_one_forward_have_one_length_filled_up_with_the_empty_chunk(parts
     assert torch.equal(longer[-77:], empty)
 
 
+def test_more_parts_than_a_call_can_bear_are_refused(parts):
+    assert len(encode(parts, ask(" AND ".join(["a cat"] * 32))).positive) == 32
+    with pytest.raises(UserError, match="has 33 parts joined by AND") as refused:
+        encode(parts, ask(" AND ".join(["a cat"] * 33)))
+    assert refused.value.fix == "join at most 32."
+
+
 def test_it_tells_how_many_tokens_are_read(parts):
     said = encode(parts, ask("a red star", "star " * 80))
     assert (said.tokens, said.negative_tokens, said.room) == (3, 80, 75)
