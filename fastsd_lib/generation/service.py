@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
@@ -166,20 +167,28 @@ class Service:
             worker.thread.join(timeout=60)
         self._clerk.shutdown(wait=True)
 
+    def note_files(self, job: Job, files: Sequence[Path]) -> None:
+        """Let the history know where the pictures of a job were saved."""
+        if self.history is None:
+            return
+        self._by_clerk(self.history.set_files, job.id, files)  # behind the lines that it adds to
+
     def _stir(self) -> None:
         with self._queue.changed:
             self._queue.changed.notify_all()
 
     def _remember(self, job: Job) -> None:
-        if self.history is None:
-            return
-        try:
-            self._clerk.submit(self._write, job)
-        except RuntimeError:  # closed
-            self._write(job)
+        if self.history is not None:
+            self._by_clerk(self.history.record, job)
 
-    def _write(self, job: Job) -> None:
+    def _by_clerk(self, write: Callable[..., None], *args: Any) -> None:
         try:
-            self.history.record(job)
+            self._clerk.submit(self._write, write, *args)
+        except RuntimeError:  # closed
+            self._write(write, *args)
+
+    def _write(self, write: Callable[..., None], *args: Any) -> None:
+        try:
+            write(*args)
         except Exception:
             LOG.exception("The history could not be written")

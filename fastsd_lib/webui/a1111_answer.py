@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastsd_lib.generation.engine import GeneratedImage
+    from fastsd_lib.generation.jobs import Job
 
 _PICTURE_FIELDS = ("init_images", "mask", "firstpass_image", "latent_mask")
 LONGEST_ECHO = 4000  # letters of a text in `parameters`; longer ones are pictures
@@ -33,10 +35,13 @@ class Model:
     hash: str
 
 
-def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext) -> dict[str, Any]:
+def answer_of(
+    ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext, jobs: Sequence[Job] = ()
+) -> dict[str, Any]:
     """The body of the answer. Codes pictures: not for the thread that answers everybody.
 
-    Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked.
+    Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked, and
+    noted in the history of the `jobs` that drew them.
     """
     body, settings = ordered.body, ordered.settings
     drew = pictures[0].record["model"] if pictures else ordered.orders[0].model
@@ -47,7 +52,9 @@ def answer_of(ordered: Ordered, pictures: list[GeneratedImage], context: ApiCont
     grid = _grid(ordered, images)
     warnings = list(ordered.warnings)
     if body.save_images:
-        warnings += _save(context, ordered, pictures, texts, grid)
+        files, told = _save(context, ordered, pictures, texts, grid)
+        warnings += told
+        _note_files(context, jobs, files)
     shown = list(zip(images, texts, strict=True))
     if grid is not None:
         shown.insert(0, (grid, texts[0]))
@@ -177,26 +184,41 @@ def _save(
     pictures: list[GeneratedImage],
     texts: list[str],
     grid: Image | None,
-) -> list[str]:
-    """Save under names of our own making; returns what could not be done."""
+) -> tuple[list[Path], list[str]]:
+    """Save under names of our own making: the files, the grid's last; and what could not be done."""
     if context.pictures_dir is None:
-        return ["save_images: this server was started without a folder for pictures; nothing was saved"]
+        return [], ["save_images: this server was started without a folder for pictures; nothing was saved"]
     settings = ordered.settings
     kind = ordered.orders[0].kind
-    day = time.strftime("%Y-%m-%d")
+    files = []
     if settings["samples_save"] and not ordered.body.do_not_save_samples:
-        folder = context.pictures_dir / f"{kind}-images" / day
         for picture, text in zip(pictures, texts, strict=True):
-            _write(
-                folder,
-                f"-{picture.seed}",
-                file_bytes(picture.image, settings, text),
-                settings["samples_format"],
-            )
+            data = file_bytes(picture.image, settings, text)
+            ending = settings["samples_format"]
+            files.append(save_new(context.pictures_dir, f"{kind}-images", f"-{picture.seed}", data, ending))
     if grid is not None and settings["grid_save"] and not ordered.body.do_not_save_grid:
         data = file_bytes(grid, settings, texts[0], grid=True)
-        _write(context.pictures_dir / f"{kind}-grids" / day, "-grid", data, settings["grid_format"])
-    return []
+        files.append(save_new(context.pictures_dir, f"{kind}-grids", "-grid", data, settings["grid_format"]))
+    return files, []
+
+
+def _note_files(context: ApiContext, jobs: Sequence[Job], files: list[Path]) -> None:
+    """To each job as many as it drew, in order; what is left over, a grid, to the first one."""
+    left = list(files)
+    counts = [len(job.pictures) for job in jobs]
+    if len(left) < sum(counts):  # the pictures themselves were not saved
+        counts = [0 for _ in counts]
+    own = [[left.pop(0) for _ in range(count)] for count in counts]
+    if own:
+        own[0] += left
+    for job, saved in zip(jobs, own, strict=True):
+        if saved:
+            context.service.note_files(job, saved)
+
+
+def save_new(pictures_dir: Path, kind: str, mark: str, data: bytes, ending: str) -> Path:
+    """Save a picture as A1111 names them, <kind>/<day>/<number><mark>.<ending>, over no other one."""
+    return _write(pictures_dir / kind / time.strftime("%Y-%m-%d"), mark, data, ending)
 
 
 def _write(folder: Path, mark: str, data: bytes, ending: str) -> Path:

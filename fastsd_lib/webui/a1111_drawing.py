@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.jobs import Job
+from fastsd_lib.generation.jobs import Job, OwnFault
 from fastsd_lib.webui import a1111_settings
 from fastsd_lib.webui.a1111 import Ordered, translate
 from fastsd_lib.webui.a1111_answer import answer_of
@@ -54,7 +54,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
         raise
     if ordered.kept:  # what was refused, or names a damaged model, changes nothing
         await loop.run_in_executor(context.coders, a1111_settings.apply, context, ordered.kept)
-    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context)
+    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context, jobs)
 
 
 def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
@@ -94,19 +94,11 @@ async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> l
         if not drawn.done():
             raise ClientLeft
         return [picture for pictures in drawn.result() for picture in pictures]
-    except UserError as error:
-        raise _as_fault(error) from None
+    except OwnFault as error:
+        raise Refused(500, error.message, error.fix) from None
     finally:
         gone.cancel()
         drawn.cancel()
-
-
-def _as_fault(error: UserError) -> UserError:
-    """500 for what is wrong with us and not with the request."""
-    from fastsd_lib.generation.worker import our_fault  # torch
-
-    ours = error.message == our_fault().message
-    return Refused(500, error.message, error.fix) if ours else error
 
 
 async def _gone(request: Request) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from fastsd_lib.generation.history import History
 from fastsd_lib.generation.library import LibraryFolders
 from fastsd_lib.generation.resources import Library
 from fastsd_lib.generation.service import Service
@@ -53,14 +54,18 @@ class Served:
 
 @contextmanager
 def served_api(
-    folder: Path, door: Door = LOOPBACK, flags: ApiFlags | None = None, extras: bool = False
+    folder: Path,
+    door: Door = LOOPBACK,
+    flags: ApiFlags | None = None,
+    extras: bool = False,
+    history: History | None = None,
 ) -> Iterator[Served]:
     """Models, styles and LoRA files come from `folder`, as in A1111's; pictures are saved in its outputs/.
 
     `extras`: with what is shipped for the embedded model, too.
     """
     folders = library_folders(folder) if extras else LibraryFolders.under(folder)
-    service = Service(Shelf(Library.of(folders)))
+    service = Service(Shelf(Library.of(folders)), history)
     app = api_app(
         service, settings=Options(folder / "config.json"), pictures_dir=folder / "outputs", flags=flags
     )
@@ -70,6 +75,8 @@ def served_api(
     finally:
         server.close()
         service.close()
+        if history is not None:
+            history.close()
 
 
 def picture(text: str) -> Image.Image:
