@@ -52,6 +52,10 @@ class Answer:
         return Answer.json(status, error_body(status, detail), headers, detail)
 
     @staticmethod
+    def text(body: bytes) -> Answer:
+        return Answer(200, body, [(b"content-type", b"text/plain"), (b"cache-control", b"no-store")])
+
+    @staticmethod
     def page(body: bytes, status: int = 200, headers: Headers | None = None) -> Answer:
         kept = [pair for pair in headers or [] if pair[0] not in (b"content-type", b"cache-control")]
         kept += [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -117,23 +121,40 @@ class Names:
         self._tunnels: dict[str, str] = {}  # authority: scheme
 
     def add_tunnel(self, url: str) -> None:
-        scheme, _, rest = url.lower().partition("://")
-        self._tunnels[rest.partition("/")[0]] = scheme
+        scheme, authority = _parts(url)
+        self._tunnels = {**self._tunnels, authority: scheme}  # replaced whole: requests read it meanwhile
+
+    def remove_tunnel(self, url: str) -> None:
+        """Be called so no longer; a name that was given otherwise, and one never added, stay as they are."""
+        gone = _parts(url)[1]
+        self._tunnels = {name: scheme for name, scheme in self._tunnels.items() if name != gone}
 
     def knows(self, asked: Asked) -> bool:
         found = _AUTHORITY.fullmatch(asked.header(b"host").lower())
         if asked.count(b"host") != 1 or found is None:
             return False
         name = found[1].strip("[]")
-        if name in self._names or asked.header(b"host").lower() in self._tunnels or is_loopback(name):
+        if name in self._names or self._tunnel_scheme(asked) or is_loopback(name):
             return True
         reached = (asked.scope.get("server") or ("",))[0]  # the address of this machine that was dialled
         return _is_address(name) and name == reached
 
+    def _tunnel_scheme(self, asked: Asked) -> str:
+        host = asked.header(b"host").lower()  # some programs name the port of https, browsers do not
+        return self._tunnels.get(host) or self._tunnels.get(host.removesuffix(":443"), "")
+
     def scheme_of(self, asked: Asked) -> str:
         """Known from how we were opened, never from what a header says."""
         plain = {"ws": "http", "wss": "https"}.get(asked.scope["scheme"], asked.scope["scheme"])
-        return self._tunnels.get(asked.header(b"host").lower(), plain)
+        return self._tunnel_scheme(asked) or plain
+
+    def is_encrypted(self, asked: Asked) -> bool:
+        """Whether the browser speaks https with the tunnel, though the tunnel speaks http with us.
+
+        A tunnel that calls us by our own name (Host: localhost) is known by the origin of the page.
+        """
+        by_page = _parts(asked.header(b"origin"))[1]
+        return "https" in (self.scheme_of(asked), self._tunnels.get(by_page))
 
     def is_own_origin(self, asked: Asked, origin: str) -> bool:
         own = {f"{self.scheme_of(asked)}://{asked.header(b'host').lower()}"}
@@ -213,6 +234,13 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """Scheme and authority, in small letters, without the port that the scheme means anyway."""
+    scheme, _, rest = url.lower().partition("://")
+    origin = _normal(f"{scheme}://{rest.partition('/')[0]}")
+    return scheme, origin.partition("://")[2]
 
 
 def _normal(origin: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import math
 import time
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LONGEST_LOGIN_BYTES = 8192
+#: Where a tunnel asks whether its address leads to us: GET /.fsd/<nonce>.
+NONCE_PREFIX = "/.fsd/"
+SHORTEST_NONCE = 16
 #: What a stranger could write to make the routes believe in another address or another sender.
 _UNTRUSTED = (b"x-forwarded-", b"forwarded", b"x-real-ip", b"x-gradio-server", b"x-original-", b"x-rewrite-")
 
@@ -38,6 +42,7 @@ class Guard:
     ) -> None:
         self.access, self.names, self.limits = access, names, limits
         self.throttle, self._crowd = Throttle(clock), Crowd(limits.requests_per_client)
+        self.nonces: set[str] = set()
         self._app = app
         self._secrets = [secret for secret in secrets if len(secret) > 3]  # shorter ones stand in every word
         self._filter = MaskingFilter(self._secrets)
@@ -53,6 +58,21 @@ class Guard:
         """Keep one more secret out of errors and logs."""
         self._secrets.append(secret)
 
+    def answer_nonce(self, nonce: str) -> None:
+        """From now on GET /.fsd/<nonce> is answered with the nonce and nothing else, before any password: so a
+        tunnel learns that its public address leads here. It is a secret of at least 16 letters or digits.
+        """
+        if (
+            len(nonce) < SHORTEST_NONCE
+            or not nonce.isascii()
+            or not nonce.replace("-", "").replace("_", "").isalnum()
+        ):
+            raise ValueError(f"a nonce has at least {SHORTEST_NONCE} letters, digits, - or _")
+        self.nonces.add(nonce)
+
+    def forget_nonce(self, nonce: str) -> None:
+        self.nonces.discard(nonce)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -61,6 +81,9 @@ class Guard:
         found = refusal(asked, self.names, self.limits)
         if found:
             await self._answer(asked, receive, send, found)
+            return
+        if echo := self._nonce_asked(asked):
+            await self._answer(asked, receive, send, echo)
             return
         user = self._session_user(asked)
         client = client_key(asked.client)
@@ -89,6 +112,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         await Exchange(asked, receive, send, self.limits, self._secrets).run(self._app, scope)
+
+    def _nonce_asked(self, asked: Asked) -> Answer | None:
+        """The echo of a known nonce; any other is a request like all others, and takes as long."""
+        if asked.is_socket or asked.method != "GET" or not asked.path.startswith(NONCE_PREFIX):
+            return None
+        given, known = asked.path[len(NONCE_PREFIX) :].encode("utf-8", "surrogatepass"), False
+        for nonce in tuple(self.nonces):  # all of them, always; a tunnel in another thread may add one
+            known |= hmac.compare_digest(nonce.encode(), given)
+        return Answer.text(given) if known else None
 
     # ------------------------------------------------------------------ who asks
 
@@ -164,7 +196,7 @@ class Guard:
         return done.with_headers(self._cookie(asked, "", 0))
 
     def _cookie(self, asked: Asked, value: str, age_s: int) -> list[tuple[bytes, bytes]]:
-        secure = "; Secure" if self.names.scheme_of(asked) == "https" else ""
+        secure = "; Secure" if self.names.is_encrypted(asked) else ""
         text = f"{self._cookie_name(asked)}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Lax{secure}"
         return [(b"set-cookie", text.encode())]
 

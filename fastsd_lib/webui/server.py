@@ -68,6 +68,10 @@ class Server:
         self.guard.names.add_tunnel(url)
         return lines
 
+    def remove_tunnel(self, url: str) -> None:
+        """Refuse the name of a tunnel that is gone: its next owner may be anybody. The password stays."""
+        self.guard.names.remove_tunnel(url)
+
     def wait(self) -> None:
         """Stay until the server ends, somebody who may ends it, or Ctrl-C."""
         while self._thread.is_alive() and not self._stopping.wait(timeout=0.5):

@@ -328,3 +328,60 @@ def test_errors_have_the_shape_that_programs_read_without_secrets(asking, caplog
     assert "answer broke off" not in caplog.text  # it was whole
     assert session.get("/traces").json()["detail"] == "Internal Server Error"
     assert PASSWORD not in repr(asking.guard.access) + repr(ASKING)
+
+
+# ------------------------------------------------------------------ tunnels
+
+
+NONCE = "n0nce-of_32-letters-0123456789ab"
+
+
+def test_a_known_nonce_is_echoed_before_any_password_and_says_nothing_else(asking):
+    asking.guard.answer_nonce(NONCE)
+    echo = client(asking).get(f"/.fsd/{NONCE}")
+    assert (echo.status_code, echo.text) == (200, NONCE)
+    assert echo.headers["cache-control"] == "no-store" and "set-cookie" not in echo.headers
+    by_name = client(asking).get(f"/.fsd/{NONCE}", headers={"Host": "evil.example"})
+    assert by_name.status_code == 403
+    for path in (f"/.fsd/{NONCE}/", f"/.fsd/{NONCE[:-1]}", f"/.fsd/{NONCE}x", "/.fsd/", f"/.FSD/{NONCE}",
+                 f"/.fsd/../.fsd/{NONCE}%00", f"/.fsd/{NONCE.upper()}"):  # fmt: skip
+        assert client(asking).get(path).status_code == 401, path
+    for method in ("POST", "HEAD", "OPTIONS", "DELETE"):
+        assert client(asking).request(method, f"/.fsd/{NONCE}").status_code == 401, method
+    asking.guard.forget_nonce(NONCE)
+    assert client(asking).get(f"/.fsd/{NONCE}").status_code == 401
+
+
+@pytest.mark.parametrize("nonce", ["", "short", "../../../../../etc/passwd", "a" * 20 + "é", "a b" * 9])
+def test_a_nonce_that_could_be_guessed_or_is_no_path_is_refused(asking, nonce):
+    with pytest.raises(ValueError, match="nonce"):
+        asking.guard.answer_nonce(nonce)
+
+
+def test_the_name_of_a_tunnel_that_is_gone_is_refused_again():
+    with served(ASKING) as server:
+        tunnel = {"Host": "abc.tunnel.example"}
+        server.add_tunnel("https://ABC.tunnel.example:443/")
+        for host in ("abc.tunnel.example", "abc.tunnel.example:443"):
+            assert client(server).get("/seen", headers={"Host": host}).status_code == 401
+        server.remove_tunnel("https://abc.tunnel.example")
+        assert client(server).get("/seen", headers=tunnel).status_code == 403
+        server.remove_tunnel("http://127.0.0.1")  # no tunnel: our own name stays
+        assert client(server, auth=basic("me", PASSWORD)).get("/seen").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "url, host, secure",
+    [
+        ("https://abc.example", "abc.example", True),
+        ("http://abc.example", "abc.example", False),
+        ("https://abc.example", "localhost:{port}", True),  # a tunnel that calls us by our own name
+        ("http://abc.example", "localhost:{port}", False),
+    ],
+)
+def test_the_cookie_is_for_https_alone_where_the_browser_speaks_https(url, host, secure):
+    with served(ASKING) as server:
+        server.add_tunnel(url)
+        headers = {"Origin": url, "Host": host.format(port=server.port)}
+        done = client(server).post("/login", data={"username": "me", "password": PASSWORD}, headers=headers)
+        assert done.status_code == 200 and ("; Secure" in done.headers["set-cookie"]) == secure
