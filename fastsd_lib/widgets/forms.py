@@ -7,11 +7,8 @@ said by `core.config.check_config`, beside the field that it speaks of.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import re
-import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +18,12 @@ from typing import Any, Generic, TypeVar
 
 from fastsd_lib.core.config import check_config
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.field_words import field_comments, label_of
 from fastsd_lib.widgets import style
 
 Config = TypeVar("Config")
 
 WHERE = "this form"
-UNITS = {"px": "px", "s": "seconds", "mib": "MiB"}
 USUAL_CHOICES = (
     "instance_prompt",
     "class_prompt",
@@ -38,37 +35,7 @@ USUAL_CHOICES = (
     "sample_every_steps",
     "seed",
 )
-NAMES = {"unet": "U-Net", "snr": "SNR", "vae": "VAE", "url": "URL"}
 AUTO = -1  # in a `#@param`: the number that the recipe has; 0 is a choice of its own
-
-
-def field_comments(config_type: type) -> dict[str, str]:
-    """The `# comment` that stands behind each field in the source of the dataclass and its bases."""
-    found: dict[str, str] = {}
-    for kind in reversed(config_type.__mro__):
-        if not dataclasses.is_dataclass(kind):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(kind))
-        except (OSError, TypeError):  # made at run time: a form without help is still a form
-            continue
-        lines = source.splitlines()
-        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-        for node in body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                behind = lines[(node.end_lineno or node.lineno) - 1].encode()[node.end_col_offset :].decode()
-                found[node.target.id] = behind.strip().lstrip("#").strip()
-    return found
-
-
-def label_of(name: str) -> str:
-    """`unet_steps` -> "Unet steps"; a unit at the end goes into brackets: "Resolution (px)"."""
-    words = name.split("_")
-    unit = UNITS.get(words[-1]) if len(words) > 1 else None
-    words = [NAMES.get(word, word) for word in (words[:-1] if unit else words)]
-    text = " ".join(words)
-    text = text[:1].upper() + text[1:]
-    return f"{text} ({unit})" if unit else text
 
 
 class Form(style.Shown, Generic[Config]):

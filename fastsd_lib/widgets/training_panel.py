@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
+from fastsd_lib.core.curve import Curve
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, duration
 from fastsd_lib.widgets import style
-from fastsd_lib.widgets.curve import Curve
 from fastsd_lib.widgets.pictures import tiles
 
 Work = Callable[[Report, Callable[[], bool]], Any]

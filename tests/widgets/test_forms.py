@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import pytest
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.field_words import field_comments, label_of
 from fastsd_lib.training.config import DreamBoothConfig
-from fastsd_lib.widgets.forms import AUTO, Form, field_comments, label_of, recipe_form
+from fastsd_lib.widgets.forms import AUTO, Form, recipe_form
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastsd_lib.widgets.curve import HEIGHT, WIDTH, Curve, _smoothed, _ticks
+from fastsd_lib.core.curve import HEIGHT, WIDTH, Curve, _smoothed, _ticks
 
 
 def lines(svg: str) -> list[list[tuple[float, float]]]:
