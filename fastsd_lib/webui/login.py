@@ -8,11 +8,13 @@ import html
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #0f172a; --soft: #475569; --page: #f1f5f9; --card: #ffffff;
-  --line: #64748b; --accent: #4f46e5; --wrong: #b91c1c; }
+  --line: #64748b; --accent: #4f46e5; --ring: #4f46e5;
+  --wrong: #b91c1c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #f1f5f9; --soft: #cbd5e1; --page: #0b1120; --card: #1e293b;
-  --line: #94a3b8; --accent: #4f46e5; --wrong: #fca5a5; } }
+  --line: #94a3b8; --accent: #4f46e5; --ring: #818cf8;
+  --wrong: #fca5a5; } }
 * { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 16px; background: var(--page);
+body { margin: 0; min-height: 100vh; min-height: 100dvh; display: grid; place-items: center; padding: 16px; background: var(--page);
   color: var(--ink); font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 main { width: 100%; max-width: 380px; background: var(--card); border-radius: 14px; padding: 32px 28px;
   box-shadow: 0 1px 2px rgb(0 0 0 / .12), 0 12px 32px rgb(0 0 0 / .08); }
@@ -25,7 +27,10 @@ input { width: 100%; padding: 10px 12px; font: inherit; color: inherit; backgrou
 button { width: 100%; margin-top: 22px; padding: 11px; font: inherit; font-weight: 600; color: #ffffff;
   background: var(--accent); border: 0; border-radius: 8px; cursor: pointer; }
 button:hover { filter: brightness(1.1); }
-input:focus-visible, button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+input:focus-visible, button:focus-visible { outline: 3px solid var(--ring); outline-offset: 2px; }
+@media (max-height: 520px) { /* a phone with its keyboard open */
+  main { padding: 16px 24px; } p { margin: 0 0 8px; } p.wrong { margin: 0 0 8px; } label { margin-top: 8px; }
+  button { margin-top: 14px; } }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
