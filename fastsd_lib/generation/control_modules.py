@@ -148,5 +148,6 @@ def find_module(name: str) -> Module:
     for start, way in UNKNOWN_NETWORKS.items():
         if start in wanted:
             raise UserError(f"The preprocessor {name!r} is not among those here.", fix=f"{way}.")
-    near = difflib.get_close_matches(wanted, MODULES, n=3, cutoff=0.5) or list(MODULES)
-    raise UserError(f"There is no preprocessor {name!r}.", fix=f"take one of: {', '.join(near)}.")
+    near = difflib.get_close_matches(wanted, MODULES, n=3, cutoff=0.5)
+    fix = f"nearest: {', '.join(near)}." if near else f"there are: {', '.join(MODULES)}."
+    raise UserError(f"There is no preprocessor {name!r}.", fix=fix)

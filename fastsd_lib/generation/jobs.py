@@ -32,6 +32,16 @@ class QueueFull(UserError):
         self.retry_after_s = retry_after_s
 
 
+class OwnFault(UserError):
+    """The program failed at an order that was right; its log says how."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The pictures could not be drawn: something went wrong inside the program.",
+            fix="the server's log says what; please report it. Other orders are not affected.",
+        )
+
+
 @dataclass(frozen=True)
 class QueueLimits:
     """How much is taken on, and how much of what is finished is kept for clients that come back."""

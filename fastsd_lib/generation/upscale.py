@@ -59,8 +59,9 @@ def find_upscaler(name: str | None, folders: Iterable[Path]) -> Upscaler:
     known = upscalers(folders)
     found = _called(known.values(), name or "None")
     if found is None:
-        near = difflib.get_close_matches(name or "", known, n=3, cutoff=0.5) or list(known)[:20]
-        raise UserError(f"There is no upscaler {name!r}.", fix=f"take one of: {', '.join(near)}.")
+        near = difflib.get_close_matches(name or "", known, n=3, cutoff=0.5)
+        fix = f"nearest: {', '.join(near)}." if near else f"there are: {', '.join(list(known)[:20])}."
+        raise UserError(f"There is no upscaler {name!r}.", fix=fix)
     return found
 
 

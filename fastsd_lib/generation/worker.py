@@ -12,14 +12,14 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.heap import give_back
 from fastsd_lib.generation.denoising import ask_together
 from fastsd_lib.generation.engine import can_offload
-from fastsd_lib.generation.jobs import Job, State
+from fastsd_lib.generation.jobs import Job, OwnFault, State
 from fastsd_lib.generation.jobs_queue import JobQueue
 from fastsd_lib.generation.pipeline_engine import PipelineEngine
 from fastsd_lib.generation.plan import drawing_mode, make_plan
 from fastsd_lib.generation.preview import rough_picture
 from fastsd_lib.generation.shelf import Shelf
 from fastsd_lib.generation.vae import out_of_memory, release
-from fastsd_lib.generation.worker_faults import for_the_user, our_fault, took_too_long
+from fastsd_lib.generation.worker_faults import for_the_user, took_too_long
 from fastsd_lib.generation.worker_strands import Strand, Work
 from fastsd_lib.generation.worker_whole import WholeDrawing
 
@@ -59,7 +59,7 @@ class Worker:
             except Exception:  # a fault of ours, outside of any one job
                 LOG.exception("The drawing thread stumbled")
                 for work in list(self.works):
-                    self._end(work, "failed", our_fault())
+                    self._end(work, "failed", OwnFault())
             for work in self.works:
                 work.drawn_s += time.monotonic() - began
             self._tidy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.jobs import Job
+from fastsd_lib.generation.jobs import Job, OwnFault
 
 LOG = logging.getLogger(__name__)
 
@@ -15,14 +15,7 @@ def for_the_user(job: Job, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     LOG.error("Job %s failed", job.id, exc_info=error)
-    return our_fault()
-
-
-def our_fault() -> UserError:
-    return UserError(
-        "The pictures could not be drawn: something went wrong inside the program.",
-        fix="the server's log says what; please report it. Other orders are not affected.",
-    )
+    return OwnFault()
 
 
 def took_too_long(most_seconds: float) -> UserError:

@@ -43,7 +43,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
     def order() -> tuple[Ordered, list[Job]]:
         check_job_id(body.force_task_id or "", owner, context)
         ordered = translate(body, context, owner)
-        return ordered, _submit(ordered, context)
+        return ordered, submit(ordered, context)
 
     ordered, jobs = await loop.run_in_executor(context.coders, order)
     try:
@@ -57,7 +57,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
     return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context, jobs)
 
 
-def _submit(ordered: Ordered, context: ApiContext) -> list[Job]:
+def submit(ordered: Ordered, context: ApiContext) -> list[Job]:
     """All orders or none. More than there is ever room for are refused, not told to come again."""
     limits = context.service.limits
     most = limits.most_waiting

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastsd_lib.generation.upscale import Upscaler
 
 MOST_PICTURES = 256  # of one batch
+MOST_ANSWER_BYTES = 512 * 2**20  # of a batch: all of it is held until the last picture is done
 LARGEST_SCALE = 16.0
 LONGEST_S = 1800.0  # of one picture's enlarging; large networks are slow without a GPU
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -111,9 +112,17 @@ def router(context: ApiContext) -> APIRouter:
         """Enlarge several pictures alike; one that cannot be read refuses all of them."""
         if not body.imageList:
             raise Refused(422, "imageList is empty.", 'send [{"data": ..., "name": ...}, ...].')
-        done = []
+        done, held = [], 0
         for number, one in enumerate(body.imageList):  # one errand each: others come between
             done.append(await errands.run(_enlarged, body, one.data, f"imageList.{number}.data", context))
+            held += len(done[-1][1])
+            if held > MOST_ANSWER_BYTES:
+                raise Refused(
+                    413,
+                    f"The first {number + 1} of {len(body.imageList)} pictures are {held / 2**20:.0f} MiB already,"
+                    f" and an answer has at most {MOST_ANSWER_BYTES / 2**20:.0f}.",
+                    "send fewer of them at once, or enlarge less.",
+                )
         return AllEnlarged(html_info=_as_html(done[-1][0]), images=[image for _, image in done])
 
     @routes.post("/sdapi/v1/png-info", responses=answers(413, 429))
@@ -140,19 +149,30 @@ def router(context: ApiContext) -> APIRouter:
 
 def _enlarged(body: ExtrasBody, text: str, what: str, context: ApiContext) -> tuple[str, str]:
     """(what was done, the picture in base64)."""
+    data = picture_data(text, what, context.limits, context.flags)
+    result, info, parameters = enlarged(body, data, what, context, patience())
+    return info, in_base64(result, context.options, parameters)
+
+
+def enlarged(
+    body: ExtrasBody, data: bytes, what: str, context: ApiContext, told: Callable[[float], None]
+) -> tuple[Image, str, str]:
+    """A picture's file, enlarged: (the picture, what was done, the text for its file).
+
+    `what` names it in errors; `told` hears the share that is done of each upscaler, and may raise to end it.
+    """
     from PIL import ImageOps
 
     from fastsd_lib.generation.upscale import blended, upscale
 
     _refuse_faces(body)
     first, second = (_upscaler(body, name, context) for name in ("upscaler_1", "upscaler_2"))
-    data = picture_data(text, what, context.limits, context.flags)
     picture = ImageOps.exif_transpose(open_picture(data, what, context.limits))  # as viewers show it
     info = _done(body, first, second)
     result = picture
     if first.name != "None":
         size = _size(body, picture.size, context)
-        device, told = _device(context), _patience()
+        device = _device(context)
         result = upscale(picture, first, size, device, told)
         if second.name != "None" and body.extras_upscaler_2_visibility > 0:
             result = blended(
@@ -160,12 +180,12 @@ def _enlarged(body: ExtrasBody, text: str, what: str, context: ApiContext) -> tu
             )
         if body.resize_mode == 1 and body.upscaling_crop:
             result = _cut(result, (body.upscaling_resize_w, body.upscaling_resize_h))
-    history = _history(data)
+    history = history_of(data)
     parameters = ", ".join(part for part in (history.parameters if history else "", info) if part)
-    return info, in_base64(result, context.options, parameters)
+    return result, info, parameters
 
 
-def _patience() -> Callable[[float], None]:
+def patience() -> Callable[[float], None]:
     """Hears how far the enlarging is, and ends it when it takes too long."""
     end = time.monotonic() + LONGEST_S
 
@@ -233,7 +253,8 @@ def _done(body: ExtrasBody, first: Upscaler, second: Upscaler) -> str:
     return ", ".join(f"{key}: {value}" for key, value in by.items())
 
 
-def _history(data: bytes) -> PictureHistory | None:
+def history_of(data: bytes) -> PictureHistory | None:
+    """What the file says of how it was made; None when it can say nothing."""
     try:
         return read_history(data)
     except UserError:  # a BMP, which has no room for texts, or no picture at all
@@ -255,7 +276,7 @@ def _device(context: ApiContext) -> str:
 
 def _asked(text: str, context: ApiContext) -> PictureInfo:
     data = picture_data(text, "image", context.limits, context.flags)
-    history = _history(data)
+    history = history_of(data)
     if history is None:
         open_picture(data, "image", context.limits)  # says what is wrong with it
         return PictureInfo(info="")

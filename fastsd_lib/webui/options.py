@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, read_json
 from fastsd_lib.webui.api_errors import Refused
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Options:
             found = read_json(path)
             if not isinstance(found, dict):
                 raise UserError(f"{path} holds no settings.", fix="restore it, or delete it.")
-            self._kept = checked({name: found[name] for name in found if name in OPTIONS})
+            self._kept = _still_possible(found, path)
 
     def values(self) -> dict[str, Any]:
         with self._lock:
@@ -147,6 +150,17 @@ class Options:
         """The values for one request, and the names in `given` that no option has."""
         known = checked({name: value for name, value in given.items() if name in OPTIONS})
         return self.values() | known, [name for name in given if name not in OPTIONS]
+
+
+def _still_possible(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What can be set today; of the rest the log says that its default holds. The file stays until a change."""
+    kept: dict[str, Any] = {}
+    for name in (name for name in found if name in OPTIONS):
+        try:
+            kept |= checked({name: found[name]})
+        except Refused as error:
+            LOG.warning("%s: %s Its default is used: %r", path, error.message, OPTIONS[name].default)
+    return kept
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:

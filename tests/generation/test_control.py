@@ -376,7 +376,7 @@ def save_stranger(path: Path, *names: str) -> None:
         (ControlUnit(shape(), "one", weight=3), "weight of a control unit is 3", "take 0 to 2; 1 is usual"),
         (ControlUnit(shape(), "one", start=0.8, end=0.2), "starts at 0.8 and ends at 0.2", "a start that is not after"),
         (ControlUnit(shape(), "one", mode="loud"), "'loud'", "take one of: balanced, prompt, control"),
-        (ControlUnit(shape(), "one", preprocessor="cany"), "no preprocessor 'cany'", "take one of: canny"),
+        (ControlUnit(shape(), "one", preprocessor="cany"), "no preprocessor 'cany'", "nearest: canny"),
         (ControlUnit(shape(), "one", preprocessor="inpaint_only"), "has no mask", "give the unit's mask"),
         (ControlUnit(shape(), preprocessor="reference_only", threshold_a=2), "is 2", "take 0 to 1; 0.5 is usual"),
         (ControlUnit(shape(), "wide"), "text width 768", "take one that fits: one, two"),

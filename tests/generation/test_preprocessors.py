@@ -181,7 +181,7 @@ def test_sliders_are_said_as_a1111_says_them():
 @pytest.mark.parametrize(
     ("name", "numbers", "fix"),
     [
-        ("cany", {}, "take one of: canny"),
+        ("cany", {}, "nearest: canny"),
         ("openpose_full", {}, "draw the pose with another program"),
         ("softedge_hed", {}, "take scribble_xdog"),
         ("canny", {"a": 300}, "take 1 to 255; 100 is usual"),

@@ -189,7 +189,7 @@ def test_a_name_is_found_in_any_case_and_an_unknown_one_names_its_neighbours(fol
     assert find_upscaler(None, [folder]) is find_upscaler("none", [folder]) is BUILT_IN["None"]
     with pytest.raises(UserError, match="no upscaler 'RealESRGAN x4'") as error:
         find_upscaler("RealESRGAN x4", [folder])
-    assert error.value.fix == "take one of: RealESRGAN_x4plus."
+    assert error.value.fix == "nearest: RealESRGAN_x4plus."
 
 
 def test_sizes_are_exact_whatever_the_network_gives(folder):

@@ -123,7 +123,7 @@ def test_detect_for_inpainting_hides_what_the_mask_marks(client):
         ({"controlnet_input_images": []}, "No image selected"),
         (
             {"controlnet_module": "cany"},
-            "Module not available: There is no preprocessor 'cany'. Take one of: canny",
+            "Module not available: There is no preprocessor 'cany'. Nearest: canny",
         ),
         ({"controlnet_module": "openpose_full"}, "Module not supported"),
         ({"controlnet_module": "ip-adapter_clip_sd15"}, "Module not supported"),
