@@ -35,40 +35,56 @@ class Model:
     hash: str
 
 
+@dataclass(frozen=True)
+class Finished:
+    """Pictures with their infotexts: the grid where there is one, then the pictures; and what is told of them."""
+
+    shown: list[tuple[Image, str]]
+    maps: list[Image]  # what the ControlNet units saw
+    info: dict[str, Any]
+    files: list[Path]  # where they were saved, the grid's last; none when they were not
+
+
 def answer_of(
     ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext, jobs: Sequence[Job] = ()
 ) -> dict[str, Any]:
-    """The body of the answer. Codes pictures: not for the thread that answers everybody.
-
-    Order: the grid where there is one, the pictures, the ControlNet maps. Pictures are saved where that is asked, and
-    noted in the history of the `jobs` that drew them.
+    """The body of the answer, its pictures in the order of `Finished` and then the maps. Codes pictures: not for the
+    thread that answers everybody.
     """
-    body, settings = ordered.body, ordered.settings
+    finished = finish(ordered, pictures, context, jobs)
+    sent = []
+    if ordered.body.send_images:
+        sent = [in_base64(image, ordered.settings, text) for image, text in finished.shown]
+        sent += [in_base64(image, ordered.settings) for image in finished.maps]
+    return {
+        "images": sent,
+        "parameters": _echo(ordered.body),
+        "info": json.dumps(finished.info, ensure_ascii=False, default=str),
+    }
+
+
+def finish(
+    ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext, jobs: Sequence[Job] = ()
+) -> Finished:
+    """The pictures with all that belongs to them. They are saved where that is asked, and noted in the history of the
+    `jobs` that drew them.
+    """
     drew = pictures[0].record["model"] if pictures else ordered.orders[0].model
     found = context.service.shelf.find(drew)
     model = Model(found.name, found.short_hash)
     texts = [infotext(_record(one, ordered, model)) for one in pictures]
     images = [one.image for one in pictures]
     grid = _grid(ordered, images)
-    warnings = list(ordered.warnings)
-    if body.save_images:
+    warnings, files = list(ordered.warnings), []
+    if ordered.body.save_images:
         files, told = _save(context, ordered, pictures, texts, grid)
         warnings += told
         _note_files(context, jobs, files)
     shown = list(zip(images, texts, strict=True))
     if grid is not None:
         shown.insert(0, (grid, texts[0]))
-    sent = []
-    if body.send_images:
-        sent = [in_base64(image, settings, text) for image, text in shown]
-        maps = _maps(pictures, ordered.maps_sent_back)
-        sent += [in_base64(image, settings) for image in maps]
     info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)
-    return {
-        "images": sent,
-        "parameters": _echo(body),
-        "info": json.dumps(info, ensure_ascii=False, default=str),
-    }
+    return Finished(shown, _maps(pictures, ordered.maps_sent_back), info, files)
 
 
 def _record(picture: GeneratedImage, ordered: Ordered, model: Model) -> dict[str, Any]:
