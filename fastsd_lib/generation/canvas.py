@@ -41,7 +41,7 @@ def make_canvas(request: GenerationRequest, factor: int, side_px: int) -> Canvas
 
     UserError for a mask that marks nothing.
     """
-    picture = _upright(request.init)
+    picture = upright(request.init)
     inpaint = request.inpaint
     own = None if inpaint and inpaint.only_masked else picture.size
     width_px = request.width_px or (own[0] // factor * factor or factor if own else side_px)
@@ -119,7 +119,7 @@ def outpaint(
             "Nothing is to be added on any side.", fix="give left_px, right_px, top_px or bottom_px."
         )
     rows = ((top_px, bottom_px), (left_px, right_px))
-    larger = Image.fromarray(np.pad(np.asarray(_upright(picture)), (*rows, (0, 0)), mode="edge"))
+    larger = Image.fromarray(np.pad(np.asarray(upright(picture)), (*rows, (0, 0)), mode="edge"))
     inner = [
         edge + overlap_px * bool(margin) * sign
         for edge, margin, sign in (
@@ -135,7 +135,7 @@ def outpaint(
     return larger, Inpaint(mask, blur_px=min(blur_px, overlap_px), fill="original")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
     """RGB as a viewer shows it; what is transparent stands on white."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

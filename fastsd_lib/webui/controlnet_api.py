@@ -140,7 +140,7 @@ def router(context: ApiContext) -> APIRouter:
     async def control_types() -> ControlTypes:
         """Preprocessors and ControlNets by what they are for."""
         models = await errands.run(_models, context, False)
-        return ControlTypes(control_types={kind: _of_type(kind, models) for kind in CONTROL_TYPES})
+        return ControlTypes(control_types={kind: of_type(kind, models) for kind in CONTROL_TYPES})
 
     @routes.get("/settings")
     async def settings() -> ControlSettings:
@@ -149,11 +149,11 @@ def router(context: ApiContext) -> APIRouter:
     @routes.post("/detect", responses=answers(413, 429))
     async def detect(body: DetectBody) -> Detected:
         """Make control pictures."""
-        module = _module(body)
+        module = module_of(body)
         images = []
         for number, image in enumerate(body.controlnet_input_images):
             mask = body.controlnet_masks[number] if body.controlnet_masks else None
-            images.append(await errands.run(_detected, body, module, image, mask, number, context))
+            images.append(await errands.run(detected, body, module, image, mask, number, context))
         return Detected(info="Success", images=images)
 
     @routes.post("/render_openpose_json", responses=answers(429))
@@ -183,7 +183,7 @@ def _shown(module: Module) -> str:
     return next((alias for alias in module.aliases if "(" in alias), module.name)
 
 
-def _of_type(kind: str, titles: list[str]) -> dict[str, Any]:
+def of_type(kind: str, titles: list[str]) -> dict[str, Any]:
     every = kind == "All"
     modules = [module.name for module in MODULES.values() if every or kind in module.control_types]
     modules = list(dict.fromkeys(["none", *modules]))
@@ -199,7 +199,7 @@ def _of_type(kind: str, titles: list[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------ control pictures
 
 
-def _module(body: DetectBody) -> Module:
+def module_of(body: DetectBody) -> Module:
     """The preprocessor, once it is clear that there is enough to use it on."""
     try:
         module = find_module(body.controlnet_module)
@@ -219,7 +219,7 @@ def _module(body: DetectBody) -> Module:
     return module
 
 
-def _detected(
+def detected(
     body: DetectBody, module: Module, image: str, mask: str | None, number: int, context: ApiContext
 ) -> str:
     from fastsd_lib.generation.preprocessors import preprocess

@@ -139,7 +139,7 @@ def router(context: ApiContext) -> APIRouter:
             raise Refused(404, "Image not found: image is empty.", "send the picture in base64.")
         if body.model.lower() != "clip":
             raise Refused(404, f"Model not found: there is no model {body.model!r} here.", 'take "clip".')
-        return Caption(caption=await errands.run(_told, body.image, context))
+        return Caption(caption=await errands.run(caption_of, body.image, context))
 
     return routes
 
@@ -285,7 +285,7 @@ def _asked(text: str, context: ApiContext) -> PictureInfo:
     return PictureInfo(info=history.parameters, items=items, parameters=parameters, program=history.program)
 
 
-def _told(text: str, context: ApiContext) -> str:
+def caption_of(text: str, context: ApiContext) -> str:
     from fastsd_lib.generation.interrogate import caption
 
     picture = read_picture(text, "image", context.limits, context.flags)
