@@ -84,6 +84,19 @@ class Shelf:
             return self._own[registry.EMBEDDED]
         return self._own.setdefault(name, ModelInfo(name, files.path, self._hashes, files))
 
+    def add_model(self, files: ModelFiles) -> str:
+        """Put a model from anywhere on the disk beside those of the library; the name that it has here.
+
+        The same file again is the same model; another one of the same name gets a number.
+        """
+        info = self._add(files)
+        if info.path == files.path:
+            return info.name
+        number = 2
+        while (name := f"{info.name} ({number})") in self._own and self._own[name].path != files.path:
+            number += 1
+        return self._own.setdefault(name, ModelInfo(name, files.path, self._hashes, files)).name
+
     @property
     def folders(self) -> LibraryFolders:
         return self.library.folders

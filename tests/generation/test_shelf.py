@@ -57,6 +57,20 @@ def test_a_model_is_found_by_every_name_that_programs_use(shelf, folder):
     assert shelf.find().name == "first" and info.family == "sd1"
 
 
+def test_a_model_from_elsewhere_is_added_and_one_of_the_same_name_gets_a_number(shelf, folder, tmp_path):
+    from fastsd_lib.models import registry
+
+    first = folder / "models" / "Stable-diffusion" / "first.safetensors"
+    (tmp_path / "cat.safetensors").write_bytes(first.read_bytes())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cat.safetensors").write_bytes(first.read_bytes())
+    cat, other = (registry.base_model(tmp_path / place / "cat.safetensors") for place in ("", "other"))
+    assert [shelf.add_model(one) for one in (cat, other, cat, other)] == ["cat", "cat (2)", "cat", "cat (2)"]
+    assert shelf.find("cat (2)").path == other.path and shelf.find("cat").path == cat.path
+    assert {"cat", "cat (2)"} <= {model.name for model in shelf.models()}
+    assert shelf.add_model(registry.base_model()) == "embedded"
+
+
 def test_an_unknown_name_and_a_file_that_is_no_model_are_said(shelf):
     with pytest.raises(UserError, match=r"No model 'Secnd' here \(nearest: second") as error:
         shelf.find("Secnd")
