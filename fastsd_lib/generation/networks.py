@@ -107,6 +107,7 @@ class NetworkLibrary:
 
     def __init__(self, folders: LibraryFolders) -> None:
         self.folders = folders
+        self._own_loras: dict[str, Path] = {}  # from elsewhere on the disk
         self._lock = threading.RLock()
         self._read: dict[tuple[str, Stamp], Any] = {}  # what a file says, or the UserError that it gives
 
@@ -115,11 +116,14 @@ class NetworkLibrary:
         with self._lock:
             self._read.clear()
 
+    def add_lora(self, file: Path) -> str:
+        """Take a LoRA file from anywhere on the disk besides; its name here, which hides others of this name."""
+        self._own_loras = {**self._own_loras, file.stem: file}
+        return file.stem
+
     def loras(self) -> list[LoraInfo]:
         """All that can be read, by name."""
-        found = (
-            self._try(_lora, path) for path in self._files(self.folders.loras, (".safetensors",)).values()
-        )
+        found = (self._try(_lora, path) for path in self._lora_files().values())
         return sorted((one for one in found if isinstance(one, LoraInfo)), key=lambda one: one.name.lower())
 
     def embeddings(self) -> list[EmbeddingInfo]:
@@ -133,7 +137,7 @@ class NetworkLibrary:
     def find_lora(self, name: str, tag: str = "") -> LoraInfo:
         """By file name, by path below the folder or by the maker's name. UserError names the nearest ones."""
         wanted = name.removesuffix(".safetensors")
-        files = self._files(self.folders.loras, (".safetensors",))
+        files = self._lora_files()
         path = files.get(wanted) or self._below(wanted)
         if path is None:
             folded = [one for stem, one in files.items() if stem.lower() == wanted.lower()]
@@ -210,6 +214,10 @@ class NetworkLibrary:
     def _all_words(self) -> dict[str, EmbeddingInfo | UserError]:
         files = self._files(self.folders.embeddings, (".safetensors", *PICKLED))
         return {name: self._try(read_embedding, files[name]) for name in sorted(files, key=str.lower)}
+
+    def _lora_files(self) -> dict[str, Path]:
+        own = {name: path for name, path in self._own_loras.items() if path.is_file()}
+        return self._files(self.folders.loras, (".safetensors",)) | own
 
     def _files(self, folders: Iterable[Path], endings: tuple[str, ...]) -> dict[str, Path]:
         return {name: one.path for name, one in find_files(folders, endings).items()}

@@ -469,6 +469,19 @@ def test_networks_are_found_by_file_name_subfolder_and_their_makers_name(engine)
             library.find_lora(name)
 
 
+def test_a_file_from_elsewhere_is_listed_found_and_forgotten_when_it_is_gone(engine, pristine, tmp_path):
+    library = engine.library.networks
+    put(engine, "star", kohya(pristine))
+    trained = put(engine, "../session/my-cat-lora", kohya(pristine))
+    assert [one.name for one in library.loras()] == ["star"]
+    assert library.add_lora(trained) == "my-cat-lora"
+    assert [one.name for one in library.loras()] == ["my-cat-lora", "star"]
+    assert library.find_lora("my-cat-lora").path == trained
+    trained.unlink()
+    with pytest.raises(UserError, match="no LoRA 'my-cat-lora'"):
+        library.find_lora("my-cat-lora")
+
+
 def test_unknown_names_name_the_nearest_ones(engine):
     put(engine, "moonlight", kohya(engine.parts, text=False))
     with pytest.raises(UserError) as refused:
