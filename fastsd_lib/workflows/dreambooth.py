@@ -229,6 +229,33 @@ def train(
         return trained
 
 
+def last_run(session: Session) -> str:
+    """Fingerprint of the run that was trained last in this session; "" when none was."""
+    history = sessions.read_manifest(session)["history"]
+    runs = [
+        entry["run"] for entry in history if str(entry.get("event")).startswith("training") and "run" in entry
+    ]
+    return runs[-1] if runs else ""
+
+
+def newest_checkpoint(session: Session, local_folder: Path | None = None) -> Checkpoint:
+    """The newest intact checkpoint of the last run, finished or not. UserError when there is none."""
+    from fastsd_lib.sessions import checkpoints
+
+    run = last_run(session)
+    found = (
+        checkpoints.newest_intact(workbench(session, local_folder).checkpoint_folders, run)[0]
+        if run
+        else None
+    )
+    if found is None:
+        raise UserError(
+            f"Session {session.name!r} holds nothing that was trained.",
+            fix=f"train it first: python3 -m fastsd_lib train {session.name}",
+        )
+    return found
+
+
 def export(
     session: Session,
     base: ModelFiles,
@@ -392,7 +419,9 @@ __all__ = [
     "crop_photos",
     "draw",
     "export",
+    "last_run",
     "make_class_images",
+    "newest_checkpoint",
     "open_session",
     "photos",
     "planned",

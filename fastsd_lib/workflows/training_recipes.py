@@ -1,0 +1,124 @@
+"""The choices of a training as a form of the web page needs them: every setting, and values that suit."""
+
+from __future__ import annotations
+
+import typing
+from contextlib import suppress
+from dataclasses import MISSING, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastsd_lib.core.config import read_yaml
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.field_words import field_comments, label_of
+from fastsd_lib.models import registry
+from fastsd_lib.sessions import session as sessions
+from fastsd_lib.sessions.session import Session
+from fastsd_lib.training.config import DreamBoothConfig
+from fastsd_lib.webui.trainings import Setting
+from fastsd_lib.workflows import dreambooth
+
+if TYPE_CHECKING:
+    from fastsd_lib.generation.shelf import Shelf
+
+TRAINED_FAMILY = "sd1"  # of the models that are drawn with, those that are trained
+_KINDS: dict[type, Literal["text", "whole", "number", "yes_no"]] = {
+    str: "text",
+    int: "whole",
+    float: "number",
+    bool: "yes_no",
+}
+_NAMELESS = "photo of sks subject"  # a recipe is not read without an instance prompt
+
+
+def settings() -> tuple[Setting, ...]:
+    """Every field of a recipe, in its order."""
+    hints, comments = typing.get_type_hints(DreamBoothConfig), field_comments(DreamBoothConfig)
+    found = []
+    for field in fields(DreamBoothConfig):
+        low, high = DreamBoothConfig.LIMITS.get(field.name, (None, None))
+        choices = DreamBoothConfig.CHOICES.get(field.name, ())
+        found.append(
+            Setting(
+                field.name,
+                label_of(field.name),
+                comments.get(field.name, ""),
+                "choice" if choices else _KINDS[hints[field.name]],
+                "" if field.default is MISSING else field.default,
+                low,
+                high,
+                choices,
+            )
+        )
+    return tuple(found)
+
+
+def base_models(shelf: Shelf) -> list[tuple[str, str]]:
+    """(what is shown, name) of the models that can be trained: those that have a name, then those on the shelf."""
+    found = []
+    for known in registry.KNOWN_MODELS:
+        size = f"{known.download_mb / 1000:.1f} GB to download once" if known.download_mb else "comes along"
+        found.append((f"{known.about} ({size})", known.name))
+    names = {known.name for known in registry.KNOWN_MODELS}
+    for model in shelf.models():
+        with suppress(UserError):  # a file that is no model
+            if model.name not in names and model.family == TRAINED_FAMILY:
+                found.append((model.path.name, model.name))
+    return found
+
+
+def base_of(text: str, shelf: Shelf, session: Session) -> str:
+    """What a child is told to train: a known name, a Hugging Face id, or the path of a model on the shelf.
+
+    A path is taken only if it is on the shelf or the session was trained on it: whoever uses the page must not try
+    out which files there are.
+    """
+    text = text.strip()
+    known = {alias for model in registry.KNOWN_MODELS for alias in (*model.aliases, model.name)}
+    if text in known or (text and text == sessions.read_manifest(session).get("base_model")):
+        return text
+    with suppress(UserError):
+        if text:
+            return str(shelf.find(text).path.absolute())
+    if registry.HUB_ID.fullmatch(text):
+        return text
+    raise UserError(
+        f"There is no base model {text!r}." if text else "No base model is chosen.",
+        fix="choose one of the list, or type a Hugging Face id such as org/name.",
+    )
+
+
+def suggested(session: Session, base: str, method: str) -> DreamBoothConfig:
+    """The session's own recipe where it is for this base model and method, else what suits these two.
+
+    The instance prompt is "" where nobody has written one yet.
+    """
+    written = as_written(session)
+    trained_on = sessions.read_manifest(session).get("base_model")
+    prompt = str(written.get("instance_prompt") or "")
+    asked = [f"instance_prompt={prompt or _NAMELESS}"]
+    if trained_on and (trained_on != base or written.get("method", "full") != method):
+        config = _suiting(base, method, prompt or _NAMELESS, str(written.get("class_prompt") or ""))
+    else:
+        asked += [f"method={method}"] if method else []
+        _, config = dreambooth.planned(session, model=base, choices=asked)
+        config = config if trained_on else replace(config, resolution_px=_resolution(base, config))
+    return config if prompt else replace(config, instance_prompt="")
+
+
+def as_written(session: Session) -> dict[str, Any]:
+    """The session's recipe.yaml, unchecked."""
+    return read_yaml(session.recipe) if session.recipe.is_file() else {}
+
+
+def _suiting(base: str, method: str, instance_prompt: str, class_prompt: str) -> DreamBoothConfig:
+    if base == registry.EMBEDDED:
+        config = dreambooth.recipe_for(dreambooth.base_model(base), instance_prompt, class_prompt)
+        return replace(config, method=method)
+    rates = dreambooth.LORA_RATES if method == "lora" else {}
+    config = DreamBoothConfig(instance_prompt, class_prompt, method=method, **rates)
+    return replace(config, resolution_px=_resolution(base, config))
+
+
+def _resolution(base: str, config: DreamBoothConfig) -> int:
+    sizes = {model.name: model.resolution_px for model in registry.KNOWN_MODELS}
+    return sizes.get(base, config.resolution_px)
