@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -35,25 +36,55 @@ PAGE_POLICY = "; ".join(
 FILE_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'self'; sandbox"
 )
+#: Around a page that is not ours: nobody else frames it, and what it loads and runs is its own affair.
+FOREIGN_POLICY = "; ".join(("object-src 'none'", "base-uri 'self'", "frame-ancestors 'self'"))
+_CLOSED = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
 _FIXED: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"referrer-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 ]
-_REPLACED = {name for name, _ in _FIXED} | {b"content-security-policy", b"server", b"x-powered-by"}
+_REPLACED = {name for name, _ in _FIXED}
+_REPLACED |= {b"cross-origin-opener-policy", b"permissions-policy", b"server", b"x-powered-by"}
 
 
-def secured(headers: Iterable[tuple[bytes, bytes]], policy: str) -> Headers:
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of the answers of the app behind the guard."""
+
+    policy: str = PAGE_POLICY  # Content-Security-Policy
+    keeps_policies: bool = False  # the app's own count, too: a browser heeds all of them
+    permissions: str = _CLOSED
+    opener: str = "same-origin"
+    shapes_errors: bool = True  # as `error_body`; else they pass as they are
+
+
+OWN = Rules()
+#: For a program that is not ours: its pages, windows and errors stay as its own scripts expect them.
+FOREIGN = Rules(
+    policy=FOREIGN_POLICY,
+    keeps_policies=True,
+    permissions="camera=(self), geolocation=(), microphone=(self), payment=(), usb=()",
+    opener="same-origin-allow-popups",
+    shapes_errors=False,
+)
+
+
+def secured(headers: Iterable[tuple[bytes, bytes]], policy: str, rules: Rules = OWN) -> Headers:
     """The headers with ours in place of theirs, and without leave for pages of other servers (CORS)."""
+    replaced = _REPLACED if rules.keeps_policies else _REPLACED | {b"content-security-policy"}
     kept = [
         (name, value)
         for name, value in headers
-        if name.lower() not in _REPLACED and not name.lower().startswith(b"access-control-")
+        if name.lower() not in replaced and not name.lower().startswith(b"access-control-")
     ]
-    return [*kept, *_FIXED, (b"content-security-policy", policy.encode())]
+    ours = [
+        (b"cross-origin-opener-policy", rules.opener.encode()),
+        (b"permissions-policy", rules.permissions.encode()),
+        (b"content-security-policy", policy.encode()),
+    ]
+    return [*kept, *_FIXED, *ours]
 
 
 def error_body(status: int, detail: Any, errors: Any = "", body: Any = "") -> bytes:

@@ -27,9 +27,24 @@ class Limits:
     header_bytes: int = 32 * 1024
     header_count: int = 100
     requests_per_client: int = 64
+    message_bytes: int = 16 * 2**20  # of a websocket
+    any_content_type: bool = False  # else JSON and multipart alone
     body_s: float = 600.0  # until a body is there
     silence_s: float = 30.0  # between two pieces of it
     answer_s: float = 3600.0  # until an answer begins
+
+
+#: For a program that is not ours. Its users send it models; its pages load hundreds of previews at once through a
+#: tunnel of HTTP/2; its forms and raw bytes pass, as browsers name the origin of each of them.
+FOREIGN_LIMITS = Limits(
+    body_bytes=2 * 2**30,
+    requests_per_client=256,
+    message_bytes=128 * 2**20,
+    any_content_type=True,
+    body_s=2 * 3600.0,
+    silence_s=120.0,
+    answer_s=6 * 3600.0,
+)
 
 
 @dataclass(frozen=True)
@@ -216,7 +231,7 @@ def _wrong_body(asked: Asked, limits: Limits) -> Answer | None:
     length = asked.header(b"content-length")
     if length and (not length.isdigit() or int(length[:20]) > limits.body_bytes):
         return Answer.error(413, f"A request may have {limits.body_bytes} bytes.")
-    if asked.method in READING or (not asked.media_type and not asked.has_body):
+    if asked.method in READING or limits.any_content_type or (not asked.media_type and not asked.has_body):
         return None
     kind = asked.media_type
     if kind in ("application/json", "multipart/form-data") or re.fullmatch(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastsd_lib.webui.answers import FILE_POLICY, KEPT_ERROR_BYTES, PAGE_POLICY, reshaped_error, secured
+from fastsd_lib.webui.answers import FILE_POLICY, KEPT_ERROR_BYTES, OWN, Rules, reshaped_error, secured
 from fastsd_lib.webui.asked import Answer, Asked, Limits
 
 log = logging.getLogger("fastsd_lib.webui.guard")
@@ -45,9 +45,15 @@ class Exchange:
     """One HTTP request while the routes work on it."""
 
     def __init__(
-        self, asked: Asked, receive: Receive, send: Send, limits: Limits, secrets: list[str]
+        self,
+        asked: Asked,
+        receive: Receive,
+        send: Send,
+        limits: Limits,
+        secrets: list[str],
+        rules: Rules = OWN,
     ) -> None:
-        self._asked, self._limits, self._secrets = asked, limits, secrets
+        self._asked, self._limits, self._secrets, self._rules = asked, limits, secrets, rules
         self._ask, self._tell = receive, send
         self._received, self._whole = 0, False
         self._begun = self._sent = False  # the routes' answer
@@ -122,8 +128,9 @@ class Exchange:
         if message["type"] == "http.response.start":
             self._timer.cancel()
             made = "/file=" in self._asked.path or "/file/" in self._asked.path
-            policy = FILE_POLICY if made else PAGE_POLICY
-            message = {**message, "headers": secured(message.get("headers", []), policy)}
+            policy = FILE_POLICY if made else self._rules.policy
+            headers = secured(message.get("headers", []), policy, self._rules)
+            message = {**message, "headers": headers}
             if self._needs_shape(message):
                 self._held = (message, bytearray())
                 return
@@ -136,8 +143,10 @@ class Exchange:
 
     def _needs_shape(self, start: Message) -> bool:
         html = _header(start, b"content-type").startswith("text/html")
-        return self._asked.method != "HEAD" and (
-            start["status"] >= 500 or (start["status"] >= 400 and not html)
+        return (
+            self._rules.shapes_errors
+            and self._asked.method != "HEAD"
+            and (start["status"] >= 500 or (start["status"] >= 400 and not html))
         )
 
     async def _hold(self, message: Message) -> None:

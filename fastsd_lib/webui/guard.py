@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, quote
 
 from fastsd_lib.webui import login
 from fastsd_lib.webui.access import SESSION_S, Access
-from fastsd_lib.webui.answers import MaskingFilter
+from fastsd_lib.webui.answers import OWN, MaskingFilter, Rules
 from fastsd_lib.webui.asked import Answer, Asked, Limits, Names, refusal
 from fastsd_lib.webui.exchange import Exchange, Receive, Scope, Send, answer, refuse_socket
 from fastsd_lib.webui.throttle import Crowd, Throttle, client_key
@@ -39,8 +39,9 @@ class Guard:
         limits: Limits = Limits(),  # noqa: B008  frozen
         secrets: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        rules: Rules = OWN,
     ) -> None:
-        self.access, self.names, self.limits = access, names, limits
+        self.access, self.names, self.limits, self.rules = access, names, limits, rules
         self.throttle, self._crowd = Throttle(clock), Crowd(limits.requests_per_client)
         self.nonces: set[str] = set()
         self._app = app
@@ -111,7 +112,7 @@ class Guard:
         if asked.is_socket:
             await self._app(scope, receive, send)
             return
-        await Exchange(asked, receive, send, self.limits, self._secrets).run(self._app, scope)
+        await Exchange(asked, receive, send, self.limits, self._secrets, self.rules).run(self._app, scope)
 
     def _nonce_asked(self, asked: Asked) -> Answer | None:
         """The echo of a known nonce; any other is a request like all others, and takes as long."""
@@ -210,7 +211,9 @@ class Guard:
             rest = "; ".join(f"{name}={value}" for name, value in asked.cookies().items() if name != own)
             headers = [pair for pair in headers if pair[0] not in (b"authorization", b"cookie")]
             headers += [(b"cookie", rest.encode("latin-1"))] if rest else []
-        if asked.method != "GET":  # pictures do not shrink, and an error must stay readable for us
+        if (
+            asked.method != "GET" and self.rules.shapes_errors
+        ):  # pictures do not shrink, and an error must stay readable for us
             headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
         scheme = self.names.scheme_of(asked)
         if asked.is_socket:

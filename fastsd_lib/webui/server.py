@@ -15,12 +15,12 @@ import uvicorn
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.access import Access
+from fastsd_lib.webui.answers import OWN, Rules
 from fastsd_lib.webui.asked import Limits, Names
 from fastsd_lib.webui.door import USUAL_USER, Door, new_password
 from fastsd_lib.webui.guard import Guard
 
 STARTING_S = 60.0
-LONGEST_MESSAGE_BYTES = 16 * 2**20  # of a websocket
 
 
 class Server:
@@ -57,14 +57,18 @@ class Server:
                 raise UserError("The web server did not start.", fix="the lines above say why.")
             time.sleep(0.005)
 
+    def ask_for_password(self) -> list[str]:
+        """Before a tunnel begins: make a password if there is none. What the terminal must show, once."""
+        if self.guard.access.asks or self._door.open_to_all:
+            return []
+        password = new_password()
+        self.guard.mask_too(password)
+        self.guard.access = Access({USUAL_USER: password})
+        return [f"User: {USUAL_USER}   Password: {password}   (made for this start; shown only here)"]
+
     def add_tunnel(self, url: str) -> list[str]:
         """Let requests in by the name of a tunnel. What the terminal must show once: a password, if there was none."""
-        lines = []
-        if not self.guard.access.asks and not self._door.open_to_all:
-            password = new_password()
-            self.guard.mask_too(password)
-            self.guard.access = Access({USUAL_USER: password})
-            lines = [f"User: {USUAL_USER}   Password: {password}   (made for this start; shown only here)"]
+        lines = self.ask_for_password()
         self.guard.names.add_tunnel(url)
         return lines
 
@@ -96,20 +100,23 @@ def serve_app(
     limits: Limits | None = None,
     closing: Callable[[], None] = lambda: None,
     stopping: threading.Event | None = None,
+    rules: Rules = OWN,
 ) -> Server:
     """Serve any ASGI app behind the guard and return when it answers. UserError when the port is taken.
 
     When the server closes, `closing` is called and `scratch` removed. `stopping`: `Server.wait` ends when it is set.
+    `limits` and `rules` are those of our own app; a program that is not ours has its own (`reverse_proxy`).
     """
+    limits = limits or Limits()
     guard = Guard(
-        app, Access(door.users), Names(door.host, door.names), limits or Limits(), door.users.values()
+        app, Access(door.users), Names(door.host, door.names), limits, door.users.values(), rules=rules
     )
     config = uvicorn.Config(
         guard,
         http="h11",  # the parser that bounds headers
         h11_max_incomplete_event_size=64 * 1024,
         ws="websockets-sansio",
-        ws_max_size=LONGEST_MESSAGE_BYTES,
+        ws_max_size=limits.message_bytes,
         proxy_headers=False,  # else a header decides who the client is
         server_header=False,
         access_log=False,  # addresses may hold secrets
