@@ -12,7 +12,7 @@ from fastsd_lib.generation.styles import Style
 from fastsd_lib.webui.a1111_models import DrawingBody
 from fastsd_lib.webui.api_errors import Refused
 
-_FIELDS: dict[str, str] = {
+FIELDS: dict[str, str] = {
     "Prompt": "prompt",
     "Negative prompt": "negative_prompt",
     "Steps": "steps",
@@ -51,7 +51,7 @@ _FIELDS: dict[str, str] = {
     "Inpaint area": "inpaint_full_res",
     "Mask mode": "inpainting_mask_invert",
 }
-_READ: dict[str, Callable[[str], Any]] = {
+READ: dict[str, Callable[[str], Any]] = {
     "inpainting_fill": lambda text: ("fill", "original", "latent noise", "latent nothing").index(text),
     "inpaint_full_res": lambda text: text == "Only masked",
     "inpainting_mask_invert": lambda text: int(text == "Inpaint not masked"),
@@ -75,10 +75,10 @@ def filled(body: DrawingBody, styles: dict[str, Style]) -> tuple[DrawingBody, di
     said = {key: value for key, value in found.items() if ASSUMED.get(key) != value}
     given = {name: getattr(body, name) for name in body.model_fields_set}
     texts: dict[str, Any] = {}
-    for key, name in _FIELDS.items():
+    for key, name in FIELDS.items():
         if key in said and name not in given and name in type(body).model_fields:
             try:
-                texts[name] = _READ[name](said[key]) if name in _READ else said[key]
+                texts[name] = READ[name](said[key]) if name in READ else said[key]
             except ValueError:
                 raise Refused(422, f"infotext: {key} is {str(said[key])[:50]!r}.", "leave it out.") from None
     if {"Hires upscale", "Hires upscaler", "Hires resize-1"} & set(said) and "enable_hr" not in given:

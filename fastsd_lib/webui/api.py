@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,16 +56,16 @@ def api_app(
     *,
     settings: Options | None = None,
     pictures_dir: Path | None = None,
-    page: gr.Blocks | None = None,
+    page: Callable[[ApiContext], gr.Blocks] | None = None,
     limits: ApiLimits | None = None,
     flags: ApiFlags | None = None,
 ) -> FastAPI:
-    """The app for a service; serve it with `server.serve_app`. `page` is mounted last, at "/"."""
+    """The app for a service; serve it with `server.serve_app`. `page` makes what is mounted last, at "/"."""
     context = ApiContext(
         service, settings or Options(), pictures_dir, limits or ApiLimits(), flags or ApiFlags()
     )
 
-    inner = _page_app(page, pictures_dir) if page is not None else None
+    inner = _page_app(page(context), pictures_dir) if page is not None else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):

@@ -114,9 +114,8 @@ def start(config: WebuiConfig, door: Door | None = None, port: int | None = 7860
     try:
         page = None
         if config.ui:
-            from fastsd_lib.webui.app import build_app  # gradio loads here
+            from fastsd_lib.webui.app import build_page as page  # gradio loads here
 
-            page = build_app(service, folder / "outputs")
         flags = ApiFlags(fetch_urls=config.fetch_urls, server_stop=config.server_stop)
         app = api_app(service, settings=settings, pictures_dir=folder / "outputs", page=page, flags=flags)
         return serve_app(app, door or LOOPBACK, port, closing=close, stopping=app.state.context.stopping)

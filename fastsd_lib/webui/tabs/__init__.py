@@ -1,0 +1,1 @@
+"""The tabs of the page in the browser, each in its file."""
