@@ -105,7 +105,7 @@ class PhotoUpload(style.Shown):
                 paths.append(Path(scratch, Path(name.replace("\\", "/")).name or "photo"))
                 paths[-1].write_bytes(content)
             self.add(paths)
-        _forget_uploads(self.upload)
+        forget_uploads(self.upload)
 
     def _draw(self) -> None:
         cells, self.delete_buttons = [], {}
@@ -132,7 +132,7 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
     return [(one["name"], bytes(one["content"])) for one in value]
 
 
-def _forget_uploads(upload: Any) -> None:
+def forget_uploads(upload: Any) -> None:
     """Empty the widget: it would hold every photo in memory, and refuse to take the same one again."""
     if isinstance(upload.value, dict):  # ipywidgets 7 makes `value` of these two whenever its counter changes
         upload.metadata, upload.data = [], []
