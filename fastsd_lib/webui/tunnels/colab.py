@@ -1,0 +1,53 @@
+"""Colab's own port proxy: no program and no account; the address opens in the browser that runs the notebook."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastsd_lib.webui.tunnels.opening import Claim, Opening
+
+ASKING_S = 20.0
+NOTES = (
+    "Only you can open this address, in the browser that runs the notebook, while the notebook is open.",
+)
+UNREACHED = "allow cookies of googleusercontent.com in this browser, or take the next route."
+
+
+def open_colab(opening: Opening) -> Claim:
+    """Ask the notebook's page for the address of our port, and have it fetch the nonce from there.
+
+    This machine cannot: the proxy knows people by their browser.
+    """
+    try:
+        from google.colab import output
+    except ImportError:
+        raise opening.failed("this is no Colab notebook.", "take another route.") from None
+    script = f"google.colab.kernel.proxyPort({opening.port}, {{cache: true}})"
+    url = str(_in_page(opening, output, script) or "").rstrip("/")
+    if not url.startswith("http"):
+        raise opening.failed(
+            f"the notebook gave no address but {url!r}.", "run the cell in Colab's own page."
+        )
+
+    def ask(nonce: str) -> str:
+        address = json.dumps(f"{url}/.fsd/{nonce}")
+        asking = (
+            f"(async () => {{ try {{ const answer = await fetch({address}, {{credentials: 'include'}});"
+            " return answer.status + ' ' + (await answer.text()).slice(0, 200) }"
+            " catch (error) { return String(error) } })()"
+        )
+        told = str(_in_page(opening, output, asking))
+        return "" if told == f"200 {nonce}" else f"the browser says: {told[:120]}"
+
+    return Claim(url, NOTES, unreached=UNREACHED, ask=ask)
+
+
+def _in_page(opening: Opening, output: Any, script: str) -> Any:
+    fix = "run the cell in Colab's own page, with the page open."
+    try:
+        return opening.within(
+            ASKING_S, lambda: output.eval_js(script, timeout_sec=ASKING_S), "asking the notebook's page", fix
+        )
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise opening.failed(f"the notebook's page does not answer: {error}.", fix) from None
