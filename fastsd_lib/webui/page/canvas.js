@@ -48,8 +48,8 @@
   }
 
   class Canvas {
-    constructor(element, props, upload) {
-      Object.assign(this, { props, upload, mode: props.mode });
+    constructor(element, props, trigger, upload) {
+      Object.assign(this, { props, trigger, upload, mode: props.mode });
       this.root = element.querySelector(".fsd-canvas");
       this.root.innerHTML = skeleton(this.mode, props.about);
       const find = (selector) => this.root.querySelector(selector);
@@ -172,6 +172,7 @@
       }
       URL.revokeObjectURL(local);
       this.tell();
+      this.trigger("upload");
     }
 
     says() {
@@ -422,6 +423,7 @@
         remove: () => {
           this.removed();
           this.tell();
+          this.trigger("clear");
         },
       };
       if (!does) return;
@@ -523,8 +525,8 @@
     }
   }
 
-  window.fastsdCanvas = (element, props, upload, watch) => {
-    const canvas = new Canvas(element, props, upload);
+  window.fastsdCanvas = (element, props, trigger, upload, watch) => {
+    const canvas = new Canvas(element, props, trigger, upload);
     watch("value", () => canvas.show(props.value));
   };
 })();

@@ -73,7 +73,7 @@ def canvas(mode: Mode, elem_id: str, about: str, tall_px: int = 480, **more: Any
     return gr.HTML(
         None,
         html_template=f'<div class="fsd-canvas" data-mode="{mode}" style="--tall: {tall_px}px"></div>',
-        js_on_load="window.fastsdCanvas(element, props, upload, watch)",
+        js_on_load="window.fastsdCanvas(element, props, trigger, upload, watch)",
         apply_default_css=False,
         elem_id=elem_id,
         label=about,
