@@ -37,7 +37,7 @@ FLOOR = {
 FRONT = {"cli", "__main__", "launch"}  # one front door in several files
 #: Heavy packages that a room may import at the top of its files; every other room imports them where it needs them.
 HEAVY = {
-    "webui": {"gradio", "fastapi", "starlette", "uvicorn", "pydantic", "anyio"},
+    "webui": {"gradio", "fastapi", "starlette", "uvicorn", "pydantic", "anyio", "httpx", "websockets"},
     "training": {"torch", "diffusers", "numpy", "PIL", "safetensors"},
     "generation": {"torch", "diffusers", "numpy", "PIL", "safetensors"},
     "vit": {"torch", "transformers", "numpy", "PIL", "safetensors"},
