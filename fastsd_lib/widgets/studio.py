@@ -17,7 +17,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import duration
 from fastsd_lib.widgets import style
 from fastsd_lib.widgets.studio_form import StudioForm
-from fastsd_lib.widgets.studio_parts import STUDIO_STYLES, Switch, field, fields, small_button, stage
+from fastsd_lib.widgets.studio_parts import STUDIO_STYLES, Switch, field, fields, small_button
 from fastsd_lib.widgets.studio_results import Results
 from fastsd_lib.widgets.studio_shelves import Cards, Past, PngInfo
 from fastsd_lib.workflows.studio import Studio, StudioConfig, open_studio
@@ -51,7 +51,6 @@ class StudioPanel(style.Shown):
         self.stop_button = style.button("Stop", self.stop, disabled=True)
         self.skip_button = style.button("Skip", self.skip, disabled=True)
         self._status, self._bar, self._message = style.html(), style.html(), style.html()
-        self._preview = style.html()
         self.results = Results(self._fill_from_text, self._use_picture)
         self.cards = Cards(studio, self.form)
         self.png_info = PngInfo(self._fill_from_text, self._use_picture)
@@ -62,11 +61,10 @@ class StudioPanel(style.Shown):
 
     def _laid_out(self) -> Any:
         form = self.form
-        model = fields(
-            field("Model", style.row(self.model, small_button("↻", "Look again", self._list_again),
-                                     flex_flow="row nowrap", grid_gap="4px"), wide=True),
-            field("Another model", style.row(self.other_model, style.button("Open", self.open_model),
-                                             flex_flow="row nowrap", grid_gap="4px"), wide=True),
+        model = style.row(
+            _beside("Model", self.model, small_button("↻", "Look again", self._list_again)),
+            _beside("Another model", self.other_model, style.button("Open", self.open_model)),
+            align_items="flex-end", grid_gap="16px",
         )  # fmt: skip
         actions = style.row(self.generate_button, self.stop_button, self.skip_button, self._status)
         panes = Switch(
@@ -83,8 +81,8 @@ class StudioPanel(style.Shown):
             self._pane_shown,
         )
         panes.box.add_class("fsd-side")
-        left = style.column(panes.box, form.message, flex="1 1 400px", min_width="0")
-        right = style.column(self._preview, self.results.box, flex="1 1 400px", min_width="0")
+        left = style.column(panes.box, form.message, flex="1 1 340px", min_width="0")
+        right = style.column(self.results.box, flex="1 1 340px", min_width="0")
         columns = style.row(left, right, align_items="flex-start", grid_gap="16px")
         note = "Everything is drawn on this machine and shown in this cell: there is no server and no link."
         box = style.card(
@@ -190,7 +188,8 @@ class StudioPanel(style.Shown):
             while not job.over:
                 shown = self._take(job, shown)
                 if time.monotonic() - seen_at >= PREVIEW_S and (rough := job.preview()) is not None:
-                    self._preview.value, seen_at = stage(rough), time.monotonic()
+                    self.results.preview(rough)
+                    seen_at = time.monotonic()
                 self._bar.value, self._status.value = _bar(job.share), _said(_progress(job))
                 time.sleep(LOOK_S)
             self._take(job, shown)
@@ -214,7 +213,8 @@ class StudioPanel(style.Shown):
         return len(pictures)
 
     def _show_idle(self, text: str) -> None:
-        self._preview.value, self._bar.value = "", ""
+        self.results.show()
+        self._bar.value = ""
         self._status.value = _said(text)
         self.generate_button.disabled = False
         self.stop_button.disabled = self.skip_button.disabled = True
@@ -266,6 +266,13 @@ class StudioPanel(style.Shown):
 def studio_panel(config: StudioConfig, root: Any = None) -> StudioPanel:
     """Open a studio and its panel: what the notebook's cell calls."""
     return StudioPanel(open_studio(config, root))
+
+
+def _beside(name: str, widget: Any, button: Any) -> Any:
+    widget.layout.width, widget.layout.flex = "auto", "1 1 auto"
+    box = field(name, style.row(widget, button, flex_flow="row nowrap", grid_gap="4px"))
+    box.layout.flex = "1 1 340px"
+    return box
 
 
 def _said(text: str) -> str:

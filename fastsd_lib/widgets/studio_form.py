@@ -114,20 +114,17 @@ class StudioForm:
         )
         get["seed"].layout.flex = "1 1 auto"
         get["seed"].layout.width = "auto"
-        size = (
-            field("Width (px)", get["width_px"], tip="0 = the model's own"),
-            field("Height (px)", get["height_px"], tip="0 = the model's own"),
-        )
         return style.column(
             fields(
                 field("Sampler", get["sampler"], wide=True),
-                field("Schedule", get["schedule"], wide=True),
                 field("Steps", get["inference_steps"]),
+                field("Schedule", get["schedule"], wide=True),
                 field("CFG scale", get["guidance_scale"], tip="0 = the model's own"),
-                *size,
+                field("Width (px)", get["width_px"], tip="0 = the model's own"),
+                field("Height (px)", get["height_px"], tip="0 = the model's own"),
                 field("Pictures", get["count"]),
-                field("Clip skip", get["clip_skip"]),
                 field("Seed (-1 = new)", seed, wide=True),
+                field("Clip skip", get["clip_skip"]),
             ),
             get["tiling"],
             style.html('<span class="fsd-help">0 as size or CFG scale: the model\'s own.</span>'),

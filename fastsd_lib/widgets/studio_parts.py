@@ -12,13 +12,16 @@ from fastsd_lib.widgets.pictures import SMALL_PX, data_uri
 STUDIO_STYLES = """<style>
 .fsd.fsd-studio { max-width: 1180px; }
 .fsd-studio .fsd-columns { align-items: flex-start; }
-.fsd-studio .fsd-side { background: var(--fsd-soft); border-radius: 10px; padding: 10px 12px 12px; }
+.fsd-studio .fsd-side { margin: 0; background: var(--fsd-soft); border-radius: 10px; padding: 10px 12px 12px; }
 .fsd-studio .fsd-fields { display: grid !important; gap: 8px 10px;
   grid-template-columns: repeat(auto-fill, minmax(108px, 1fr)); align-items: end; overflow: visible; }
 .fsd-studio .fsd-field { min-width: 0; overflow: visible; }
 .fsd-studio .fsd-field > * { width: 100% !important; margin: 0 !important; min-width: 0; }
 .fsd-studio .fsd-wide { grid-column: span 2; }
-.fsd-studio .fsd-field .widget-inline-hbox > * { min-width: 0; }
+.fsd-studio .fsd-field .widget-hbox, .fsd-studio .fsd-field .jupyter-widget-hbox { height: 34px; }
+.fsd-studio .fsd-field .widget-hbox > *, .fsd-studio .fsd-field .jupyter-widget-hbox > * { min-width: 0;
+  margin: 0; }
+.fsd-studio .widget-textarea, .fsd-studio .widget-html { margin: 0; max-width: 100%; }
 .fsd-studio .fsd-name { font-size: 12px; opacity: .78; line-height: 1.35; }
 .fsd-studio .fsd-prompt textarea { font-size: 14px !important; }
 .fsd-studio .fsd-switch { border-bottom: 1px solid var(--fsd-line); padding-bottom: 6px; }
@@ -27,7 +30,9 @@ STUDIO_STYLES = """<style>
 .fsd .jupyter-button.fsd-icon { width: 34px !important; min-width: 34px; padding: 0; }
 .fsd .jupyter-button.fsd-thumb { background-size: cover; background-position: center; width: 100% !important;
   height: auto; aspect-ratio: 1; padding: 0; margin: 0; display: flex; align-items: flex-end;
-  justify-content: stretch; overflow: hidden; font-size: 11.5px; line-height: 1.35; }
+  justify-content: center; overflow: hidden; font-size: 11px; line-height: 1.35; }
+.fsd .jupyter-button.fsd-thumb.fsd-pictured { color: #fff; padding: 0 0 3px; text-shadow: 0 0 3px #000;
+  box-shadow: inset 0 -26px 16px -12px rgba(0,0,0,.75); }
 .fsd .jupyter-button.fsd-thumb.fsd-on { outline: 3px solid var(--fsd-accent); outline-offset: 0; }
 .fsd .jupyter-button.fsd-card { height: auto; min-height: 46px; width: 100% !important; margin: 0; padding: 6px
   10px; line-height: 1.35; text-align: left; white-space: pre-line; overflow-wrap: anywhere; }

@@ -27,11 +27,10 @@ class Results:
             style.button("Draw over it", lambda: self._use_picture(self.pictures[self.chosen][0].image)),
         )
         self.box = style.column(self._large, self.strip.box, self.buttons, self._text, self._where)
-        self._show()
+        self.show()
 
     def begin(self) -> None:
         """A new order: its pictures follow those that are there, without pushing the strip beyond its bound."""
-        self._large.value = ""  # the preview takes its place
         if len(self.pictures) > MOST_SHOWN:
             self.pictures = self.pictures[-MOST_SHOWN // 2 :]
             self.chosen = -1
@@ -42,10 +41,14 @@ class Results:
         self.strip.add(picture.image, str(picture.seed), f"seed {picture.seed}")
         self.choose(len(self.pictures) - 1)
 
+    def preview(self, rough: Any) -> None:
+        """The picture in work, in the large one's place until `show`."""
+        self._large.value = stage(rough)
+
     def choose(self, number: int) -> None:
         self.chosen = number
         self.strip.choose(number)
-        self._show()
+        self.show()
 
     @property
     def infotext(self) -> str:
@@ -54,7 +57,8 @@ class Results:
 
         return infotext(self.pictures[self.chosen][0].record) if self.pictures else ""
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """The chosen picture, and how it was made."""
         there = bool(self.pictures)
         self.buttons.layout.display = "" if there else "none"
         if not there:
