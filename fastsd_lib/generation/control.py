@@ -170,7 +170,7 @@ def _shown(
     picture, mask = _source(unit, module, canvas)
     resolution_px = unit.resolution_px
     if resolution_px is None or unit.pixel_perfect:
-        resolution_px = _perfect(picture.size, size, unit.resize_mode)
+        resolution_px = pixel_perfect(picture.size, size, unit.resize_mode)
     made = preprocess(
         picture,
         module.name,
@@ -215,7 +215,7 @@ def _source(
     return picture, mask
 
 
-def _perfect(own: tuple[int, int], size: tuple[int, int], resize_mode: str) -> int:
+def pixel_perfect(own: tuple[int, int], size: tuple[int, int], resize_mode: str) -> int:
     """The short side at which the picture is as fine as what is drawn; A1111's "pixel perfect"."""
     factors = [new / old for new, old in zip(size, own, strict=True)]
     factor = min(factors) if resize_mode == "fill" else max(factors)

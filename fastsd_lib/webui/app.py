@@ -21,8 +21,8 @@ from fastapi import FastAPI
 from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.look import head, styles, theme
 from fastsd_lib.webui.page_tasks import PageTasks
-from fastsd_lib.webui.tabs import quick_settings, txt2img
-from fastsd_lib.webui.tabs.desk import Desk, Usual
+from fastsd_lib.webui.tabs import img2img, quick_settings, txt2img
+from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, Usual
 
 if TYPE_CHECKING:
     from fastsd_lib.generation.service import Service
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 #: (id, label, module) in the order of the page. A module lays out its tab in `build(desk)`; what needs the other
 #: tabs, it does in `connect(desk)` if it has one.
-TABS: tuple[tuple[str, str, Any], ...] = (("txt2img", "txt2img", txt2img),)
+TABS: tuple[tuple[str, str, Any], ...] = (
+    ("txt2img", "txt2img", txt2img),
+    ("img2img", "img2img", img2img),
+)
 
 
 def build_page(context: ApiContext, trainings: Any = None) -> gr.Blocks:
@@ -50,12 +53,14 @@ def build_page(context: ApiContext, trainings: Any = None) -> gr.Blocks:
             for id_, label, module in tabs:
                 with gr.Tab(label, id=id_, elem_id=f"tab_{id_}"):
                     module.build(desk)
-        for _, _, module in tabs:
+        for module in (quick_settings, *(module for _, _, module in tabs)):
             if hasattr(module, "connect"):
                 module.connect(desk)
         desk.connect_sendings()
         for form in desk.forms.values():
             form.wire()
+        quick = list(desk.quick.values())
+        blocks.load(lambda: quick_settings.shown(desk), None, quick, **AT_ONCE)
         blocks.load(None, js=f"() => {{ {list(desk.forms)}.forEach(fastsd.restore) }}")
     return blocks
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import gradio as gr
 
 from fastsd_lib.webui.a1111 import known_styles
-from fastsd_lib.webui.tabs import prompt_box, results, sampling
+from fastsd_lib.webui.tabs import (
+    extra_cards,
+    hires_box,
+    overrides,
+    prompt_box,
+    quick_settings,
+    results,
+    sampling,
+)
 from fastsd_lib.webui.tabs.desk import Desk, Receiver
 from fastsd_lib.webui.tabs.form import Form
 
@@ -15,12 +23,21 @@ def build(desk: Desk) -> None:
     form = desk.forms["txt2img"] = Form("txt2img", styles=lambda: known_styles(desk.context))
     box = prompt_box.build(desk, form)
     with gr.Row(elem_classes=["studio"]):
-        with gr.Column(elem_classes=["settings"], elem_id="txt2img_settings"):
-            sampling.build_sampler(desk, form)
-            sampling.build_size(desk, form)
-            sampling.build_batches(desk, form)
-            sampling.build_guidance(desk, form)
-            sampling.build_seed(desk, form)
+        with gr.Column(elem_classes=["settings"], elem_id="txt2img_settings"), gr.Tabs():
+            with gr.Tab("Generation", elem_id="txt2img_generation"):
+                sampling.build_sampler(desk, form)
+                sampling.build_size(desk, form)
+                sampling.build_batches(desk, form)
+                sampling.build_guidance(desk, form)
+                sampling.build_seed(desk, form)
+                form.fields["tiling"] = gr.Checkbox(
+                    label="Tiling (edges that fit to one another)", elem_id="txt2img_tiling",
+                    elem_classes=["switch"],
+                )  # fmt: skip
+                hires_box.build(desk, form)
+                overrides.build(desk, form)
+            extra_cards.build(desk, "txt2img")
         panel = results.build(desk, "txt2img")
+    quick_settings.add_to(desk, form)
     desk.receivers["txt2img"] = Receiver("txt2img", "txt2img", form=form)
     results.connect(desk, form, panel, box)
