@@ -247,8 +247,9 @@ def _kill_often(begin: Any, folder: Path, job: dict[str, Any]) -> dict[str, Any]
     number = 0
     while result["kills"] < job["kills"]:
         run = folder / f"{job['name']}-{number}"
+        fresh, delay_s = not run.exists(), luck.uniform(0, 0.9 * whole)
         process = begin({**job, "name": run.name})
-        time.sleep(luck.uniform(0, 0.9 * whole))
+        time.sleep(delay_s)
         os.kill(process, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         if code == -signal.SIGKILL:
@@ -260,8 +261,8 @@ def _kill_often(begin: Any, folder: Path, job: dict[str, Any]) -> dict[str, Any]
                 continue
         elif code != 0:
             return {**result, "error": (folder / "error.txt").read_text()}
-        else:
-            whole *= 0.9  # the machine was busier when it was timed: kills would come after the end
+        elif fresh:
+            whole = min(whole, delay_s)  # the machine was busier when it was timed: kills came after the end
         while code != 0:  # the last one is left in peace
             code = os.waitstatus_to_exitcode(os.waitpid(begin({**job, "name": run.name}), 0)[1])
         last, first = list_checkpoints(run / "checkpoints")[-1], list_checkpoints(wanted / "checkpoints")[-1]
