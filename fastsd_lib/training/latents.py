@@ -48,7 +48,9 @@ def encode(
         means.append(posterior.mean.float().cpu())
         deviations.append(posterior.std.float().cpu())
         report(ProgressEvent("latents", row + 1, total))
-    return LatentCache(torch.stack(means), torch.stack(deviations))
+    # In the order in which a file gives them back: a U-Net rounds other strides differently, and a resumed run
+    # reads its latents from the file.
+    return LatentCache(torch.stack(means).contiguous(), torch.stack(deviations).contiguous())
 
 
 def load_or_encode(

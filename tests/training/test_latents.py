@@ -1,3 +1,5 @@
+import copy
+
 import torch
 
 from fastsd_lib.training import latents
@@ -44,3 +46,14 @@ def test_the_cache_is_read_back_for_the_same_pictures_and_made_anew_for_others_o
     assert len(said) > 1
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(load("vae 1").mean, made.mean)
+
+
+def test_what_is_made_lies_in_memory_as_what_is_read_back(training_parts, training_set, tmp_path):
+    # Otherwise the steps after a resume round differently from those of a run that was never stopped.
+    vae = copy.deepcopy(training_parts.vae).to(memory_format=torch.channels_last)
+    made, held = (
+        latents.load_or_encode(tmp_path / "latents.safetensors", vae, "vae", training_set, 64, True)
+        for _ in range(2)
+    )
+    assert made.mean.stride() == held.mean.stride() and made.deviation.stride() == held.deviation.stride()
+    assert torch.equal(made.mean, held.mean)
