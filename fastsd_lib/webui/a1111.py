@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from fastsd_lib.generation.request import (
     Inpaint,
 )
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler, find_schedule
-from fastsd_lib.webui import a1111_settings
+from fastsd_lib.webui import a1111_settings, a1111_xyz
 from fastsd_lib.webui.a1111_checks import GRAIN_PX, SAME, check_amounts, not_here, refuse_what_is_not_here
 from fastsd_lib.webui.a1111_control import units_of
 from fastsd_lib.webui.a1111_hires import with_second_pass
@@ -28,6 +29,7 @@ from fastsd_lib.webui.a1111_infotext import filled
 from fastsd_lib.webui.a1111_models import DrawingBody, Img2ImgBody, Txt2ImgBody
 from fastsd_lib.webui.a1111_pictures import Pictures
 from fastsd_lib.webui.a1111_scripts import spread
+from fastsd_lib.webui.a1111_spread import Plot, SomeBody, Spread
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.context import ApiContext
 from fastsd_lib.webui.options import checked
@@ -49,6 +51,8 @@ class Ordered:
     grid_rows: int | None = None  # a script's grid; None = no script
     maps_sent_back: list[bool] = field(default_factory=list)  # for each ControlNet unit
     kept: Mapping[str, Any] = field(default_factory=dict)  # options that are to stay when all is drawn
+    plot: Plot | None = None
+    cells: tuple[int, ...] = ()  # of a plot: the cell that each order is drawn for
 
     @property
     def first(self) -> GenerationRequest:
@@ -64,35 +68,73 @@ def translate(body: DrawingBody, context: ApiContext, owner: str = "") -> Ordere
     settings, warnings, kept = _settings(body, from_infotext, context)
     refuse_what_is_not_here(body)
     check_amounts(body, context)
-    model, vae = _model(body, settings, from_infotext, context, warnings)
-    body = body.model_copy(update={"seed": _seed(body.seed, body), "subseed": _seed(body.subseed, body)})
+    named = _model(body, settings, from_infotext, context, warnings)
+    any_seed = body.seed == -1
+    body = _with_seeds(body)
     pictures = Pictures(context.limits, context.flags)
-    units, sent_back = _control(body, context, pictures)
+    controlled = _control(body, context, pictures)
     orders: list[Order] = []
-    spreading = spread(body)
-    for one in spreading.bodies:
-        check_amounts(one, context)
-        for request in _prepared(one, settings, units, context, pictures, warnings):
-            request.check()
-            check_networks(request, context)
-            orders.append(
-                Order(
-                    request,
-                    model=model,
-                    vae=vae,
-                    owner=owner,
-                    at_once=one.batch_size,
-                    task_id=(body.force_task_id or "") if not orders else "",
-                    kind="img2img" if isinstance(one, Img2ImgBody) else "txt2img",
-                )
-            )
+    cells: list[int] = []
+    spreading = spread(body, context, any_seed)
+    for number, one in enumerate(spreading.bodies):
+        with _said_of(spreading, number):
+            check_amounts(one, context)
+            one, its_settings, its_model, units = _with_seeds(one), settings, named, controlled[0]
+            if one.override_settings != body.override_settings:
+                its_settings, _, _ = _settings(one, from_infotext, context)
+                its_model = _model(one, its_settings, from_infotext, context, warnings)
+            if one.alwayson_scripts != body.alwayson_scripts:
+                units, _ = _control(one, context, pictures)
+            for request in _prepared(one, its_settings, units, context, pictures, warnings):
+                request.check()
+                check_networks(request, context)
+                task_id = (body.force_task_id or "") if not orders else ""
+                orders.append(_order(one, request, its_model, owner, task_id))
+                cells += [spreading.cells[number]] if spreading.plot else []
     most = context.limits.pictures
     if sum(order.request.count for order in orders) > most:
         raise Refused(
             422, f"The script {body.script_name!r} asks for more than {most} pictures.", "ask for fewer."
         )
+    if spreading.plot:
+        formats = (settings["samples_format"], settings["grid_format"])
+        a1111_xyz.check_size(spreading.plot, [order.request for order in orders], cells, formats)
     return Ordered(
-        body, orders, settings, list(dict.fromkeys(warnings)), spreading.grid_rows, sent_back, kept
+        body,
+        orders,
+        settings,
+        list(dict.fromkeys(warnings)),
+        spreading.grid_rows,
+        controlled[1],
+        kept,
+        spreading.plot,
+        tuple(cells),
+    )
+
+
+@contextmanager
+def _said_of(spreading: Spread, number: int) -> Iterator[None]:
+    """What is wrong with one of a plot's cells is said with its values."""
+    try:
+        yield
+    except UserError as error:
+        if not spreading.names:
+            raise
+        status = getattr(error, "status", 422)
+        raise Refused(status, f"{spreading.names[number]}: {error.message}", error.fix) from None
+
+
+def _order(
+    body: DrawingBody, request: GenerationRequest, model: tuple[str, str], owner: str, task_id: str
+) -> Order:
+    return Order(
+        request,
+        model=model[0],
+        vae=model[1],
+        owner=owner,
+        at_once=body.batch_size,
+        task_id=task_id,
+        kind="img2img" if isinstance(body, Img2ImgBody) else "txt2img",
     )
 
 
@@ -161,10 +203,12 @@ def _control(
     return units_of(scripts, context, pictures)
 
 
-def _seed(seed: int, body: DrawingBody) -> int:
+def _with_seeds(body: SomeBody) -> SomeBody:
     """-1 is any, such that the last picture's seed is still one."""
     most = body.batch_size * body.n_iter
-    return random.randint(0, MAX_SEED - most) if seed == -1 else seed
+    seeds = {name: getattr(body, name) for name in ("seed", "subseed")}
+    found = {name: random.randint(0, MAX_SEED - most) for name, seed in seeds.items() if seed == -1}
+    return body.model_copy(update=found) if found else body
 
 
 def check_networks(request: GenerationRequest, context: ApiContext) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.files import atomic_path
-from fastsd_lib.generation.infotext import VERSION, infotext
+from fastsd_lib.generation.infotext import VERSION
 from fastsd_lib.generation.samplers import SAMPLERS, find_sampler
 from fastsd_lib.webui.a1111 import Ordered
+from fastsd_lib.webui.a1111_grid import Drawn, by_cell, failures, grids
 from fastsd_lib.webui.a1111_models import Img2ImgBody
-from fastsd_lib.webui.a1111_pictures import file_bytes, grid_of, in_base64
+from fastsd_lib.webui.a1111_pictures import file_bytes, in_base64
 from fastsd_lib.webui.context import ApiContext
 
 if TYPE_CHECKING:
@@ -37,12 +38,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Finished:
-    """Pictures with their infotexts: the grid where there is one, then the pictures; and what is told of them."""
+    """Pictures with their infotexts: the grids where there are any, then the pictures; and what is told of them."""
 
     shown: list[tuple[Image, str]]
     maps: list[Image]  # what the ControlNet units saw
     info: dict[str, Any]
-    files: list[Path]  # where they were saved, the grid's last; none when they were not
+    files: list[Path]  # where they were saved, the grids last; none when they were not
 
 
 def answer_of(
@@ -69,44 +70,46 @@ def finish(
     """The pictures with all that belongs to them. They are saved where that is asked, and noted in the history of the
     `jobs` that drew them.
     """
-    drew = pictures[0].record["model"] if pictures else ordered.orders[0].model
-    found = context.service.shelf.find(drew)
-    model = Model(found.name, found.short_hash)
-    texts = [infotext(_record(one, ordered, model)) for one in pictures]
-    images = [one.image for one in pictures]
-    grid = _grid(ordered, images)
-    warnings, files = list(ordered.warnings), []
+    if ordered.plot is not None and jobs:
+        ordered, jobs = by_cell(ordered, jobs)
+        pictures = [picture for job in jobs for picture in job.pictures]
+    drawn = _drawn(ordered, pictures, context, jobs)
+    texts = [one.text for one in drawn]
+    together = grids(ordered, drawn)
+    warnings, files = [*ordered.warnings, *failures(ordered, jobs)], []
     if ordered.body.save_images:
-        files, told = _save(context, ordered, pictures, texts, grid)
+        files, told = _save(context, ordered, pictures, texts, together)
         warnings += told
         _note_files(context, jobs, files)
-    shown = list(zip(images, texts, strict=True))
-    if grid is not None:
-        shown.insert(0, (grid, texts[0]))
-    info = _info(ordered, pictures, [text for _, text in shown], model, int(grid is not None), warnings)
+    shown = list(together)
+    if ordered.plot is None or ordered.plot.sends_pictures:
+        shown += [(one.image, text) for one, text in zip(pictures, texts, strict=True)]
+    model = _model(pictures[0].record["model"] if pictures else ordered.orders[0].model, context)
+    info = _info(ordered, pictures, [text for _, text in shown], model, len(together), warnings)
     return Finished(shown, _maps(pictures, ordered.maps_sent_back), info, files)
 
 
-def _record(picture: GeneratedImage, ordered: Ordered, model: Model) -> dict[str, Any]:
-    """The picture's record with the model's hash, if it does not say one."""
-    record = dict(picture.record)
-    record["model_hash"] = record.get("model_hash") or model.hash
-    if ordered.orders[0].vae and not record.get("vae"):
-        record["vae"] = ordered.orders[0].vae
-    return record
+def _model(name: str, context: ApiContext) -> Model:
+    found = context.service.shelf.find(name)
+    return Model(found.name, found.short_hash)
 
 
-def _grid(ordered: Ordered, images: list[Image]) -> Image | None:
-    """A script's grid always; another one when pictures are saved and there is more than one."""
-    if not images:
-        return None
-    if ordered.grid_rows is not None:
-        return grid_of(images, ordered.grid_rows) if len(images) > 1 else None
-    settings = ordered.settings
-    wanted = ordered.body.save_images and settings["return_grid"]
-    if not wanted or (len(images) < 2 and settings["grid_only_if_multiple"]):
-        return None
-    return grid_of(images, max(settings["n_rows"], 0))
+def _drawn(
+    ordered: Ordered, pictures: list[GeneratedImage], context: ApiContext, jobs: Sequence[Job]
+) -> list[Drawn]:
+    """The pictures with the hash of the model in their records, if they do not say it, and the VAE that was asked for."""
+    places = [at for at, job in enumerate(jobs) for _ in job.pictures] if jobs else [0] * len(pictures)
+    models: dict[str, Model] = {}
+    drawn = []
+    for picture, place in zip(pictures, places, strict=True):
+        record = dict(picture.record)
+        if not record.get("model_hash"):
+            name = record["model"]
+            models.setdefault(name, _model(name, context))
+            record["model_hash"] = models[name].hash
+        record["vae"] = record.get("vae") or ordered.orders[place].vae or None
+        drawn.append(Drawn(picture.image, record, ordered.cells[place] if ordered.cells else 0))
+    return drawn
 
 
 def _maps(pictures: list[GeneratedImage], sent_back: list[bool]) -> list[Image]:
@@ -199,9 +202,9 @@ def _save(
     ordered: Ordered,
     pictures: list[GeneratedImage],
     texts: list[str],
-    grid: Image | None,
+    together: Sequence[tuple[Image, str]],
 ) -> tuple[list[Path], list[str]]:
-    """Save under names of our own making: the files, the grid's last; and what could not be done."""
+    """Save under names of our own making: the files, the grids last; and what could not be done."""
     if context.pictures_dir is None:
         return [], ["save_images: this server was started without a folder for pictures; nothing was saved"]
     settings = ordered.settings
@@ -212,14 +215,14 @@ def _save(
             data = file_bytes(picture.image, settings, text)
             ending = settings["samples_format"]
             files.append(save_new(context.pictures_dir, f"{kind}-images", f"-{picture.seed}", data, ending))
-    if grid is not None and settings["grid_save"] and not ordered.body.do_not_save_grid:
-        data = file_bytes(grid, settings, texts[0], grid=True)
+    for grid, text in together if settings["grid_save"] and not ordered.body.do_not_save_grid else ():
+        data = file_bytes(grid, settings, text, grid=True)
         files.append(save_new(context.pictures_dir, f"{kind}-grids", "-grid", data, settings["grid_format"]))
     return files, []
 
 
 def _note_files(context: ApiContext, jobs: Sequence[Job], files: list[Path]) -> None:
-    """To each job as many as it drew, in order; what is left over, a grid, to the first one."""
+    """To each job as many as it drew, in order; what is left over, grids, to the first one."""
     left = list(files)
     counts = [len(job.pictures) for job in jobs]
     if len(left) < sum(counts):  # the pictures themselves were not saved

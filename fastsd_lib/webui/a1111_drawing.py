@@ -47,7 +47,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
 
     ordered, jobs = await loop.run_in_executor(context.coders, order)
     try:
-        pictures = await _pictures(jobs, request, context)
+        pictures = await _pictures(jobs, request, context, forgiving=ordered.plot is not None)
     except BaseException:
         for job in jobs:
             context.service.cancel(job.id)
@@ -66,7 +66,7 @@ def submit(ordered: Ordered, context: ApiContext) -> list[Job]:
     if 1 < len(ordered.orders) > most:
         raise Refused(
             422,
-            f"The request makes {len(ordered.orders)} orders, one for each prompt; the most is {most}.",
+            f"The request makes {len(ordered.orders)} orders, one for each prompt or cell; the most is {most}.",
             "ask for fewer pictures, or send several requests.",
         )
     jobs: list[Job] = []
@@ -81,10 +81,15 @@ def submit(ordered: Ordered, context: ApiContext) -> list[Job]:
     return jobs
 
 
-async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> list[Any]:
-    """The pictures of all jobs, those of stopped ones as far as they came; UserError when one failed."""
+async def _pictures(
+    jobs: list[Job], request: Request, context: ApiContext, forgiving: bool = False
+) -> list[Any]:
+    """The pictures of all jobs, those of stopped ones as far as they came; UserError when one failed, or, `forgiving`,
+    when there are none.
+    """
     # Shielded: to stop waiting must not cancel the future that the drawing thread will set.
-    drawn = asyncio.gather(*(asyncio.shield(asyncio.wrap_future(job.future)) for job in jobs))
+    futures = [asyncio.shield(asyncio.wrap_future(job.future)) for job in jobs]
+    drawn = asyncio.gather(*futures, return_exceptions=forgiving)
     drawn.add_done_callback(
         lambda done: done.cancelled() or done.exception()
     )  # heard, also when nobody waits
@@ -93,7 +98,11 @@ async def _pictures(jobs: list[Job], request: Request, context: ApiContext) -> l
         await asyncio.wait({drawn, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not drawn.done():
             raise ClientLeft
-        return [picture for pictures in drawn.result() for picture in pictures]
+        errors = [told for told in drawn.result() if isinstance(told, BaseException)]
+        pictures = [one for told in drawn.result() if isinstance(told, list) for one in told]
+        if errors and not pictures:
+            raise errors[0]
+        return pictures
     except OwnFault as error:
         raise Refused(500, error.message, error.fix) from None
     finally:

@@ -13,6 +13,9 @@ from fastsd_lib.generation.request import LATENT_UPSCALERS, UPSCALER_LABELS
 from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.a1111_scripts import LISTED_ONLY, SCRIPTS
+from fastsd_lib.webui.a1111_xyz import ARGUMENTS as PLOT_ARGUMENTS
+from fastsd_lib.webui.a1111_xyz import TITLE as PLOT_TITLE
+from fastsd_lib.webui.a1111_xyz_axes import axes_of
 from fastsd_lib.webui.context import ApiContext
 
 if TYPE_CHECKING:
@@ -189,33 +192,39 @@ def scripts() -> dict[str, list[str]]:
 
 
 def script_info() -> Rows:
-    labels = {
-        "prompt matrix": [
-            ("Put variable parts at start of prompt", False, None),
-            ("Use different seed for each picture", False, None),
-            ("Select prompt", "positive", ["positive", "negative"]),
-            ("Select joining char", "comma", ["comma", "space"]),
-        ],
-        "prompts from file or textbox": [
-            ("Iterate seed every line", False, None),
-            ("Use same random seed for all lines", False, None),
-            ("Insert prompts at the", "start", ["start", "end"]),
-            ("List of prompt inputs", "", None),
-        ],
-    }
-    rows = [
-        {
-            "name": name,
-            "is_alwayson": False,
-            "is_img2img": over,
-            "args": [_argument(*one) for one in labels[name]],
-        }
-        for over in (False, True)
-        for name in SCRIPTS
-    ]
+    rows = []
+    for over, kind in ((False, "txt2img"), (True, "img2img")):
+        axes = [axis.label for axis in axes_of(kind)]
+        plot = [(label, value, axes if label.endswith(" type") else None) for label, value in PLOT_ARGUMENTS]
+        arguments = _SCRIPT_ARGUMENTS | {PLOT_TITLE.lower(): plot}
+        rows += [
+            {
+                "name": name,
+                "is_alwayson": False,
+                "is_img2img": over,
+                "args": [_argument(*one) for one in arguments[name]],
+            }
+            for name in SCRIPTS
+        ]
     return rows + [
         {"name": "controlnet", "is_alwayson": True, "is_img2img": over, "args": []} for over in (False, True)
     ]
+
+
+_SCRIPT_ARGUMENTS = {
+    "prompt matrix": [
+        ("Put variable parts at start of prompt", False, None),
+        ("Use different seed for each picture", False, None),
+        ("Select prompt", "positive", ["positive", "negative"]),
+        ("Select joining char", "comma", ["comma", "space"]),
+    ],
+    "prompts from file or textbox": [
+        ("Iterate seed every line", False, None),
+        ("Use same random seed for all lines", False, None),
+        ("Insert prompts at the", "start", ["start", "end"]),
+        ("List of prompt inputs", "", None),
+    ],
+}
 
 
 def _argument(label: str, value: Any, choices: list[str] | None) -> dict[str, Any]:

@@ -109,16 +109,3 @@ def file_bytes(image: Image, settings: Any, parameters: str = "", grid: bool = F
     else:
         choices["quality"] = settings["jpeg_quality"]
     return picture_bytes(image, format_, parameters if settings["enable_pnginfo"] else "", **choices)
-
-
-def grid_of(pictures: list[Image], rows: int = 0) -> Image:
-    """All pictures in one, as even as it goes; the first one's size is each one's."""
-    from PIL import Image
-
-    rows = rows or max(int(len(pictures) ** 0.5), 1)
-    columns = -(-len(pictures) // rows)
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, rows * height), "black")
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % columns * width, number // columns * height))
-    return grid

@@ -1,17 +1,17 @@
-"""A1111's selectable scripts that spread one request over several: by variants of a prompt, or by a list of them."""
+"""A1111's selectable scripts, which spread one request over several: variants of a prompt, a list of them, a plot."""
 
 from __future__ import annotations
 
 import itertools
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
+from fastsd_lib.webui import a1111_xyz
 from fastsd_lib.webui.a1111_models import DrawingBody
+from fastsd_lib.webui.a1111_spread import Spread, arguments, changed
 from fastsd_lib.webui.api_errors import Refused
+from fastsd_lib.webui.context import ApiContext
 
 ALWAYS_ON = {"controlnet"}
 #: Listed beside the others because programs look for it to learn that ControlNet is there.
@@ -19,16 +19,11 @@ LISTED_ONLY = ("controlnet", "controlnet m2m")
 MOST_LINES = 200
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The bodies to draw one after the other, and how many rows their grid has (None = no grid of a script)."""
+def spread(body: DrawingBody, context: ApiContext, any_seed: bool = False) -> Spread:
+    """What the script in `script_name` makes of a body; the body itself without one.
 
-    bodies: list[DrawingBody]
-    grid_rows: int | None = None
-
-
-def spread(body: DrawingBody) -> Spread:
-    """What the script in `script_name` makes of a body; the body itself without one."""
+    `any_seed`: the request named no seed; the body has one already.
+    """
     name = (body.script_name or "").strip().lower()
     if name in ("", "none"):
         return Spread([body])
@@ -36,12 +31,14 @@ def spread(body: DrawingBody) -> Spread:
         raise Refused(
             422, f"Script {body.script_name[:100]!r} not found.", f"there are: {', '.join(SCRIPTS)}."
         )
-    return SCRIPTS[name](body)
+    if name == a1111_xyz.TITLE.lower():
+        return a1111_xyz.plot(body, context, any_seed)
+    return SPREADS[name](body)
 
 
 def _prompt_matrix(body: DrawingBody) -> Spread:
     """ "a | b | c": the first part alone, and with every choice of the others."""
-    at_start, own_seeds, which, delimiter = _args(body, False, False, "positive", "comma")
+    at_start, own_seeds, which, delimiter = arguments(body, False, False, "positive", "comma")
     if which not in ("positive", "negative") or delimiter not in ("comma", "space"):
         raise Refused(
             422,
@@ -71,7 +68,7 @@ _LINE_FIELDS = {
 
 def _prompts_from_file(body: DrawingBody) -> Spread:
     """One request for each line: a prompt, or `--prompt "a cat" --steps 20`."""
-    iterate, iterate_batch, place, text = _args(body, False, False, "start", "")
+    iterate, iterate_batch, place, text = arguments(body, False, False, "start", "")
     if not isinstance(text, str):
         raise Refused(422, f"script_args hold {str(text)[:50]!r} where the lines stand.", "send a text.")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -86,7 +83,7 @@ def _prompts_from_file(body: DrawingBody) -> Spread:
         if (iterate or iterate_batch) and "seed" not in fields:
             drawn = sum(one.batch_size * one.n_iter for one in bodies) if iterate else number * body.n_iter
             fields["seed"] = body.seed + drawn
-        bodies.append(_changed(body, fields, f"line {number + 1}"))
+        bodies.append(changed(body, fields, f"line {number + 1}"))
     return Spread(bodies)
 
 
@@ -108,27 +105,8 @@ def _fields_of(line: str) -> dict[str, Any]:
     return fields
 
 
-def _changed(body: DrawingBody, fields: dict[str, Any], where: str) -> DrawingBody:
-    given = {name: getattr(body, name) for name in body.model_fields_set} | {
-        "seed": body.seed, "subseed": body.subseed
-    }  # fmt: skip
-    try:
-        return type(body).model_validate(given | fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = ".".join(str(part) for part in first["loc"])
-        raise Refused(
-            422, f"{where}: {what}: {first['msg']} (there: {str(first['input'])[:50]!r})."
-        ) from None
-
-
-def _args(body: DrawingBody, *usual: Any) -> list[Any]:
-    """The script's arguments by place; what is not sent is as the page has it."""
-    given = body.script_args[: len(usual)]
-    return [*given, *usual[len(given) :]]
-
-
-SCRIPTS: dict[str, Callable[[DrawingBody], Spread]] = {
+SPREADS: dict[str, Callable[[DrawingBody], Spread]] = {
     "prompt matrix": _prompt_matrix,
     "prompts from file or textbox": _prompts_from_file,
 }
+SCRIPTS = (*SPREADS, a1111_xyz.TITLE.lower())

@@ -39,7 +39,7 @@ def refused(answer, status: int, *words: str) -> str:
         ({"sampler_name": "Euler b"}, 404, ["'Euler b'", "Did you mean 'Euler"]),
         ({"sampler_index": "nope", "sampler_name": None}, 404, ["'nope'"]),
         ({"scheduler": "Karas"}, 404, ["'Karas'", "Karras"]),
-        ({"script_name": "x/y/z plot"}, 422, ["'x/y/z plot' not found", "prompt matrix"]),
+        ({"script_name": "loopback"}, 422, ["'loopback' not found", "prompt matrix", "x/y/z plot"]),
         ({"alwayson_scripts": {"ADetailer": {"args": []}}}, 422, ["always on script ADetailer not found"]),
         (
             {"alwayson_scripts": {"prompt matrix": {"args": []}}},
