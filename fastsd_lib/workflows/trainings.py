@@ -101,6 +101,7 @@ class SessionTrainings:
         self, session: str, base_model: str, values: Mapping[str, Any], pause_drawing: bool = False
     ) -> None:
         opened = self._opened(session)
+        self._refuse_another()
         config = config_from_dict(DreamBoothConfig, values, where="the recipe")
         base = training_recipes.base_of(base_model, self.service.shelf, opened)
         if not dreambooth.photos(opened):
@@ -111,6 +112,7 @@ class SessionTrainings:
 
     def resume(self, session: str, pause_drawing: bool = False) -> None:
         opened = self._opened(session)
+        self._refuse_another()
         if not held_by(opened).trained_on:
             raise UserError(f"Session {opened.name!r} has no run to resume.", fix="press Start.")
         self._begin(opened, "resume", pause_drawing)
@@ -132,13 +134,16 @@ class SessionTrainings:
             if not run.process.wait(CLOSE_S + 10):
                 run.process.kill()
 
+    def _refuse_another(self) -> None:
+        if busy := self.running():
+            raise UserError(
+                f"{busy!r} is in training: this server trains one session at a time.",
+                fix="wait for its end, or stop it.",
+            )
+
     def _begin(self, session: Session, doing: Doing, pause_drawing: bool = False, **order: Any) -> None:
         with self._lock:
-            if busy := self.running():
-                raise UserError(
-                    f"{busy!r} is in training: this server trains one session at a time.",
-                    fix="wait for its end, or stop it.",
-                )
+            self._refuse_another()
             if elsewhere := worked_on(session):
                 raise UserError(
                     f"Another program works on this session: {elsewhere}.", fix="wait for its end."
