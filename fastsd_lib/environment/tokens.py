@@ -1,7 +1,8 @@
-"""The user's Hugging Face token: found where people keep it, and never shown."""
+"""The user's tokens and passwords: found where people keep them, and never shown."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,22 @@ def hub_token(root: Path | None = None, environment: Mapping[str, str] = os.envi
         lambda: _first_word(token_file(root or hosts.default_root())),
     )
     return next((token for find in places if (token := (find() or "").strip())), None)
+
+
+def secret(*names: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The first of these that the host keeps: Colab's Secrets, Kaggle's Secrets, environment variables; else None."""
+    places = (drive.colab_secret, _kaggle_secret, environment.get)
+    found = (find(name) for name in names for find in places)
+    return next((text for value in found if (text := (value or "").strip())), None)
+
+
+def _kaggle_secret(name: str) -> str | None:
+    if hosts.which() != "kaggle":
+        return None
+    try:
+        return importlib.import_module("kaggle_secrets").UserSecretsClient().get_secret(name)
+    except Exception:  # not attached to this notebook, no network, no such package: there is none
+        return None
 
 
 def token_file(root: Path) -> Path:
