@@ -96,14 +96,17 @@ class StudioPanel(style.Shown):
 
     def generate(self) -> None:
         """Order what the form says; the page shows what becomes of it."""
+        if not self.busy:
+            try:
+                self._order()
+            except UserError as error:
+                self._message.value = style.failure(error)
+
+    def _order(self) -> None:
         if self.busy:
-            return
+            raise UserError("The studio is drawing already.", fix="wait for it, or press Stop.")
         self._message.value = ""
-        try:
-            job, notes = self.studio.order(self.form.choices(self.model.value or ""))
-        except UserError as error:
-            self._message.value = style.failure(error)
-            return
+        job, notes = self.studio.order(self.form.choices(self.model.value or ""))
         self._tell(notes)
         self._watch(job)
 
@@ -148,9 +151,7 @@ class StudioPanel(style.Shown):
         from fastsd_lib.widgets.kernel import answer_widgets
 
         self.form.fill(replace(self.form.choices(), **choices))
-        self.generate_button.click()
-        if self._message.value and not self.busy:
-            self.studio.order(replace(self.form.choices(self.model.value or ""), **choices))  # raises it here
+        self._order()
         while self.busy:
             try:
                 await answer_widgets()

@@ -27,7 +27,9 @@ def test_its_fields_have_the_names_and_defaults_of_the_choices():
         for entry in dataclasses.fields(kind)
     }
     own = rules.SHARED | {"close_studio"}
-    assert {name: asked[name] for name in set(asked) - own} == {name: known[name] for name in set(asked) - own}
+    assert {name: asked[name] for name in set(asked) - own} == {
+        name: known[name] for name in set(asked) - own
+    }
 
 
 def test_it_says_what_colab_allows_and_where_the_web_ui_is():
@@ -36,7 +38,13 @@ def test_it_says_what_colab_allows_and_where_the_web_ui_is():
 
 
 def test_it_draws_from_top_to_bottom_and_opens_no_port(tmp_path):
-    values = {"storage_folder": str(tmp_path), "inference_steps": 2, "count": 2, "seed": 7, "close_studio": True}
+    values = {
+        "storage_folder": str(tmp_path),
+        "inference_steps": 2,
+        "count": 2,
+        "seed": 7,
+        "close_studio": True,
+    }
     done = []
     out = runner.execute(rules.FOLDER / "studio.ipynb", values, tmp_path / "run.ipynb", on_cell=done.append)
     assert [cell.title for cell in done][-1] == "5 · Close"
@@ -44,7 +52,7 @@ def test_it_draws_from_top_to_bottom_and_opens_no_port(tmp_path):
     assert len(files) == 2
     for number, file in enumerate(files):
         assert Image.open(file).size == (64, 64)
-        assert f"Steps: 2, Sampler: Euler a" in read_texts(file)["parameters"]
+        assert "Steps: 2, Sampler: Euler a" in read_texts(file)["parameters"]
         assert f"Seed: {7 + number}," in read_texts(file)["parameters"]
     state = json.dumps(nbformat.read(out, as_version=4).metadata.widgets)
     assert "2 pictures in" in state or "Closed" in state
