@@ -56,7 +56,7 @@ READ: dict[str, Callable[[str], Any]] = {
     "inpaint_full_res": lambda text: text == "Only masked",
     "inpainting_mask_invert": lambda text: int(text == "Inpaint not masked"),
 }
-_SETTINGS = {
+SETTINGS = {
     "Clip skip": "CLIP_stop_at_last_layers",
     "Model hash": "sd_model_checkpoint",
     "VAE": "sd_vae",
@@ -83,7 +83,7 @@ def filled(body: DrawingBody, styles: dict[str, Style]) -> tuple[DrawingBody, di
                 raise Refused(422, f"infotext: {key} is {str(said[key])[:50]!r}.", "leave it out.") from None
     if {"Hires upscale", "Hires upscaler", "Hires resize-1"} & set(said) and "enable_hr" not in given:
         texts["enable_hr"] = True
-    settings = {name: said[key] for key, name in _SETTINGS.items() if key in said}
+    settings = {name: said[key] for key, name in SETTINGS.items() if key in said}
     try:
         return type(body).model_validate(texts | given), settings
     except ValidationError as error:

@@ -20,6 +20,7 @@ from fastsd_lib.webui import (
     extras_api,
     fastsd_v1,
     internal,
+    token_counts,
 )
 from fastsd_lib.webui.api_errors import add_error_handlers, answers
 from fastsd_lib.webui.context import ApiContext, ApiFlags, ApiLimits
@@ -94,6 +95,7 @@ def api_app(
         extras_api,
         controlnet_api,
         internal,
+        token_counts,
         extra_networks,
         fastsd_v1,
         docs_page,

@@ -61,7 +61,7 @@ def build_page(context: ApiContext, trainings: Any = None) -> gr.Blocks:
             form.wire()
         quick = list(desk.quick.values())
         blocks.load(lambda: quick_settings.shown(desk), None, quick, **AT_ONCE)
-        blocks.load(None, js=f"() => {{ {list(desk.forms)}.forEach(fastsd.restore) }}")
+        blocks.load(None, js=f"() => {{ fastsdTheme.apply(); {list(desk.forms)}.forEach(fastsd.restore) }}")
     return blocks
 
 

@@ -40,7 +40,7 @@ def router(context: ApiContext) -> APIRouter:
     async def cover(page: str = "", item: str = "", index: int = 0) -> Any:
         """The picture beside a LoRA, an embedding or a model."""
         place = await aside(item_path, context, page, item)
-        pictures = await aside(_beside, place)
+        pictures = await aside(covers, place)
         if not 0 <= index < len(pictures):
             raise Refused(404, f"{item[:100]!r} has no cover {index}.", f"it has {len(pictures)}.")
         return _file(await aside(allowed, context, str(pictures[index])))
@@ -89,7 +89,7 @@ def _file(path: Path) -> FileResponse:
 
 def item_path(context: ApiContext, page: str, item: str) -> Path:
     """The file of a LoRA, an embedding or a model by its name."""
-    items = {name: path for name, path, _ in _items(context, page)}
+    items = {name: path for name, path, _ in items_of(context, page)}
     if item not in items:
         known = ", ".join(list(items)[:20]) or "none"
         raise Refused(404, f"There is no {item[:100]!r} on the page {page!r}.", f"there are: {known}.")
@@ -98,12 +98,13 @@ def item_path(context: ApiContext, page: str, item: str) -> Path:
 
 def _metadata(context: ApiContext, page: str, item: str) -> dict[str, Any]:
     try:
-        return next((notes for name, _, notes in _items(context, page) if name == item), {})
+        return next((notes for name, _, notes in items_of(context, page) if name == item), {})
     except Refused:
         return {}
 
 
-def _items(context: ApiContext, page: str) -> Iterable[tuple[str, Path, dict[str, Any]]]:
+def items_of(context: ApiContext, page: str) -> Iterable[tuple[str, Path, dict[str, Any]]]:
+    """Name, file and notes of everything on a page."""
     page = _OLD_PAGES.get(page.strip().lower(), page.strip().lower())
     library = networks_of(context)
     if page == "checkpoints":
@@ -115,8 +116,8 @@ def _items(context: ApiContext, page: str) -> Iterable[tuple[str, Path, dict[str
     return [(one.name, one.path, {}) for one in library.embeddings()]
 
 
-def _beside(path: Path) -> list[Path]:
-    """name.png, name.preview.png and their like."""
+def covers(path: Path) -> list[Path]:
+    """The pictures beside a file: name.png, name.preview.png and their like."""
     stem = path.with_suffix("") if path.is_file() else path
     names = [stem.name + mark + ending for mark in ("", ".preview") for ending in PICTURE_ENDINGS]
     return [place for name in names if (place := stem.with_name(name)).is_file()]

@@ -12,6 +12,28 @@
     return `page-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`;
   }
 
+  const forever = new Set(); // kinds that begin anew when they are finished
+  const again = new Set(); // kinds that were asked for once more while they drew
+
+  fastsd.isBusy = (kind) => !!tasks[kind];
+  fastsd.isForever = (kind) => forever.has(kind);
+  fastsd.forever = (kind, on) => {
+    forever[on ? "add" : "delete"](kind);
+    document.body.classList.toggle(`${kind}-forever`, on);
+    if (on) fastsd.generate(kind);
+  };
+  /* Draw; while a picture is being drawn: end it first, as A1111 does. */
+  fastsd.generate = (kind) => {
+    if (!fastsd.isBusy(kind)) return el(`${kind}_generate`).click();
+    if (forever.has(kind)) return;
+    again.add(kind);
+    el(`${kind}_interrupt`).click();
+  };
+  fastsd.interrupt = (kind) => {
+    again.delete(kind);
+    el(`${kind}_interrupt`).click();
+  };
+
   fastsd.task = (kind) => tasks[kind]?.id || "";
 
   fastsd.begin = (kind, values) => {
@@ -23,7 +45,11 @@
     return [id, ...values.slice(1)];
   };
 
-  fastsd.refused = (kind) => end(kind);
+  fastsd.refused = (kind) => {
+    fastsd.forever(kind, false);
+    localStorage.removeItem(key(kind));
+    end(kind);
+  };
 
   fastsd.follow = (kind) => {
     const task = tasks[kind];
@@ -62,7 +88,12 @@
     el(`${kind}_collect`).click();
   }
 
-  fastsd.collected = (kind) => end(kind);
+  fastsd.collected = (kind) => {
+    const text = el(`html_info_${kind}`)?.querySelector("textarea")?.value;
+    if (text) localStorage.setItem(`fastsd.${kind}.infotext`, text);
+    end(kind);
+    if (again.delete(kind) || forever.has(kind)) setTimeout(() => el(`${kind}_generate`).click(), 100);
+  };
 
   /* After a reload: the task that was under way, or its pictures. */
   fastsd.restore = (kind) => {
@@ -123,6 +154,4 @@
     }
     image.src = source;
   }
-
-  fastsd.infotext = (kind) => el(`${kind}_prompt`)?.querySelector("textarea")?.value || "";
 })();

@@ -66,6 +66,13 @@ class Desk:
                 button.visible = False
 
 
+def icon_button(words: str, icon: str, elem_id: str) -> gr.Button:
+    """A small square button that shows one of the icons of page/icons.css; its words are for tooltips and readers."""
+    return gr.Button(
+        words, size="sm", min_width=36, scale=0, elem_id=elem_id, elem_classes=["icon", f"icon-{icon}"]
+    )
+
+
 def told(error: UserError) -> gr.Error:
     """The error as a toast: what was wrong, then the way out."""
     fix = f"\n{error.fix[:1].upper()}{error.fix[1:]}" if error.fix else ""

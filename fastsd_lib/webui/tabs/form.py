@@ -77,6 +77,17 @@ class Form:
         """Wire what hangs on all fields; called once, when the page is laid out."""
         for one in self.wirings:
             one()
+        self._keep()
+
+    def _keep(self) -> None:
+        """What the fields say stays in the browser: page/frame.js."""
+        kept = [one for one in self.pasteable() if getattr(one, "visible", True) != "hidden"]
+        names = [str(one.elem_id or number) for number, one in enumerate(kept)]
+        gr.on(
+            [one.change for one in kept], None, kept, None,
+            js=f"(...values) => {{ fastsd.keep('{self.kind}', {names}, values) }}",
+        )  # fmt: skip
+        gr.context.Context.root_block.load(None, None, kept, js=f"() => fastsd.kept('{self.kind}', {names})")
 
     def _refused(self, error: ValidationError) -> Refused:
         first = error.errors()[0]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk
+from fastsd_lib.webui.tabs import overrides, quick_settings, styles_box
+from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, icon_button
 from fastsd_lib.webui.tabs.form import Form
 
 
@@ -20,39 +21,39 @@ class PromptBox:
 
 
 def build(desk: Desk, form: Form) -> PromptBox:
-    """Lay out the prompts of a tab across the page, its buttons at their side; adds both prompts to `form`."""
+    """Lay out the prompts of a tab across the page, its buttons at their side; adds both prompts, the styles and
+    what stands in the bar above the tabs to `form`. Keys, drops and the token counts are the business of page/prompts.js.
+    """
     kind = form.kind
-    with gr.Row(elem_classes=["prompt-row"]):
-        with gr.Column(scale=6, elem_classes=["prompts"]):
+    with gr.Row(elem_classes=["prompt-row"], elem_id=f"{kind}_toprow"):
+        with gr.Column(scale=6, min_width=300, elem_classes=["prompts"]):
             form.fields["prompt"] = gr.Textbox(
-                label="Prompt", placeholder="Prompt", lines=3, show_label=False, container=False,
-                elem_id=f"{kind}_prompt",
+                label="Prompt", placeholder="Prompt (Ctrl+Enter draws; drop a picture to take its settings)",
+                lines=3, show_label=False, container=False, elem_id=f"{kind}_prompt", elem_classes=["prompt"],
             )  # fmt: skip
             form.fields["negative_prompt"] = gr.Textbox(
-                label="Negative prompt", placeholder="Negative prompt", lines=2, show_label=False,
-                container=False, elem_id=f"{kind}_neg_prompt",
+                label="Negative prompt", placeholder="Negative prompt: what should not be there", lines=2,
+                show_label=False, container=False, elem_id=f"{kind}_neg_prompt", elem_classes=["prompt"],
             )  # fmt: skip
-        with gr.Column(scale=1, min_width=220, elem_classes=["acts"]):
-            with gr.Row(elem_classes=["ends"]):
-                interrupt = gr.Button("Interrupt", elem_id=f"{kind}_interrupt", min_width=80)
+        with gr.Column(scale=2, min_width=240, elem_classes=["acts"]):
+            with gr.Row(elem_classes=["go"]):
+                generate = gr.Button("Generate", variant="primary", elem_id=f"{kind}_generate")
+                interrupt = gr.Button("Interrupt", variant="stop", elem_id=f"{kind}_interrupt", min_width=80)
                 skip = gr.Button("Skip", elem_id=f"{kind}_skip", min_width=80)
-            generate = gr.Button("Generate", variant="primary", elem_id=f"{kind}_generate")
             with gr.Row(elem_classes=["tools"]):
-                paste = gr.Button("↙", elem_id=f"{kind}_paste", size="sm", min_width=40)
-                clear = gr.Button("✕", elem_id=f"{kind}_clear_prompt", size="sm", min_width=40)
+                paste = icon_button(
+                    "Read the settings in the prompt, or those of the last picture", "arrow", f"{kind}_paste"
+                )
+                clear = icon_button("Empty the prompts", "bin", f"{kind}_clear_prompt")
+                styles_box.build(desk, form)
+    overrides.build(desk, form)
+    quick_settings.add_to(desk, form)
     text = gr.Textbox(visible="hidden", elem_id=f"{kind}_pasted", label="Pasted infotext")
-    _connect(form, paste, clear, text)
-    return PromptBox(generate, interrupt, skip)
-
-
-def _connect(form: Form, paste: gr.Button, clear: gr.Button, text: gr.Textbox) -> None:
     prompts = [form.fields["prompt"], form.fields["negative_prompt"]]
     clear.click(None, None, prompts, js="() => ['', '']")
-
-    # Wired when the form is whole: `pasteable` grows while the tab is laid out.
-    def wire() -> None:
-        paste.click(
-            form.paste, [text], form.pasteable(), js=f"() => [fastsd.infotext('{form.kind}')]", **AT_ONCE
+    form.wirings.append(
+        lambda: paste.click(
+            form.paste, [text], form.pasteable(), js=f"() => [fastsd.infotext('{kind}')]", **AT_ONCE
         )
-
-    form.wirings.append(wire)
+    )
+    return PromptBox(generate, interrupt, skip)

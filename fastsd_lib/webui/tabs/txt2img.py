@@ -8,11 +8,10 @@ from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.tabs import (
     extra_cards,
     hires_box,
-    overrides,
     prompt_box,
-    quick_settings,
     results,
     sampling,
+    scripts_panel,
 )
 from fastsd_lib.webui.tabs.desk import Desk, Receiver
 from fastsd_lib.webui.tabs.form import Form
@@ -30,14 +29,9 @@ def build(desk: Desk) -> None:
                 sampling.build_batches(desk, form)
                 sampling.build_guidance(desk, form)
                 sampling.build_seed(desk, form)
-                form.fields["tiling"] = gr.Checkbox(
-                    label="Tiling (edges that fit to one another)", elem_id="txt2img_tiling",
-                    elem_classes=["switch"],
-                )  # fmt: skip
+                sampling.build_tiling(desk, form)
                 hires_box.build(desk, form)
-                overrides.build(desk, form)
             extra_cards.build(desk, "txt2img")
         panel = results.build(desk, "txt2img")
-    quick_settings.add_to(desk, form)
     desk.receivers["txt2img"] = Receiver("txt2img", "txt2img", form=form)
     results.connect(desk, form, panel, box)
