@@ -1,0 +1,128 @@
+"""Forty headers as they go round: each is told by its names and shapes, and what no rule knows is not guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastsd_lib.core.tensor_file import Tensor
+from fastsd_lib.models.kinds import Kind, kind_of
+
+U, V = "model.diffusion_model.", "first_stage_model.decoder.conv_in.weight"
+TO_K = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+CLIP, OPEN = (
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    "cond_stage_model.model.ln_final.bias",
+)
+XL = {
+    "conditioner.embedders.0.transformer.text_model.x": (768,),
+    "conditioner.embedders.1.model.ln_final.bias": (1280,),
+}
+DOWN = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+
+
+def unet(channels: int = 4, width: int = 768, **more: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{U}input_blocks.0.0.weight": (320, channels, 3, 3), f"{U}{TO_K}": (320, width), **more}
+
+
+def lora(width: int, name: str = DOWN) -> dict[str, tuple[int, ...]]:
+    up = name.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+    alpha = {name.replace("lora_down.weight", "alpha"): ()} if "lora_down" in name else {}
+    return {name: (8, width), up: (320, 8), **alpha}
+
+
+PART_UNET = {
+    "conv_in.weight": (320, 4, 3, 3), "time_embedding.linear_1.weight": (1280, 320),
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+}  # fmt: skip
+FLUX = {
+    "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
+    "single_blocks.0.linear1.weight": (21504, 3072),
+}
+HINT = {"input_hint_block.0.weight": (16, 3, 3, 3)}
+
+HEADERS = [
+    (unet() | {CLIP: (768,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd1", naming="original", whole=True)),
+    (unet() | {CLIP: (768,), V: (512, 4, 3, 3), "model_ema.decay": ()},
+     Kind("checkpoint", "sd1", naming="original", ema=True, whole=True)),
+    (unet(9) | {CLIP: (768,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd1", "inpainting", "original", whole=True)),
+    (unet(8) | {CLIP: (768,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd1", "instruct-pix2pix", "original", whole=True)),
+    (unet() | {CLIP: (768,)}, Kind("unet", "sd1", naming="original")),
+    (unet(), Kind("unet", "sd1", naming="original")),
+    (unet(4, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd2", naming="original", whole=True)),
+    (unet(9, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd2", "inpainting", "original", whole=True)),
+    (unet(5, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3), "depth_model.model.x": (3,)},
+     Kind("checkpoint", "sd2", "depth to image", "original", whole=True)),
+    (unet(4, 2048) | XL | {V: (512, 4, 3, 3)}, Kind("checkpoint", "sdxl", naming="original", whole=True)),
+    (unet(9, 2048) | XL | {V: (512, 4, 3, 3)}, Kind("checkpoint", "sdxl", "inpainting", "original", whole=True)),
+    (unet(4, 1280) | {"conditioner.embedders.0.model.ln_final.bias": (1280,), V: (512, 4, 3, 3)},
+     Kind("checkpoint", "sdxl_refiner", naming="original", whole=True)),
+    ({f"{U}{name}": shape for name, shape in FLUX.items()} | {f"{U}guidance_in.in_layer.weight": (3072, 256),
+     "text_encoders.clip_l.transformer.x": (1,)}, Kind("checkpoint", "flux", "dev", "original", whole=True)),
+    (FLUX, Kind("transformer", "flux", "schnell", "original")),
+    (FLUX | {"guidance_in.in_layer.weight": (3072, 256)}, Kind("transformer", "flux", "dev", "original")),
+    ({"single_transformer_blocks.0.attn.to_q.weight": (3072, 3072), "x_embedder.weight": (3072, 64)},
+     Kind("transformer", "flux", "schnell", "diffusers")),
+    ({f"{U}joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536), "text_encoders.clip_g.x": (1,),
+      "first_stage_model.x": (1,)}, Kind("checkpoint", "sd3", "3 medium", "original", whole=True)),
+    ({f"{U}joint_blocks.37.x_block.attn.ln_k.weight": (64,)}, Kind("transformer", "sd3", "3.5 large", "original")),
+    ({f"{U}joint_blocks.23.x_block.attn2.qkv.weight": (1, 1)}, Kind("transformer", "sd3", "3.5 medium", "original")),
+    ({"transformer_blocks.0.attn.add_k_proj.weight": (1536, 1536), "pos_embed.proj.weight": (1536, 16, 2, 2)},
+     Kind("transformer", "sd3", naming="diffusers")),
+    (PART_UNET, Kind("unet", "sdxl", naming="diffusers")),
+    ({V: (512, 4, 3, 3), "first_stage_model.encoder.conv_in.weight": (128, 3, 3, 3)},
+     Kind("vae", variant="4 latent channels", naming="original")),
+    ({"decoder.conv_in.weight": (512, 16, 3, 3), "encoder.conv_in.weight": (128, 3, 3, 3),
+      "encoder.down_blocks.0.resnets.0.conv1.weight": (128, 128, 3, 3)},
+     Kind("vae", variant="16 latent channels", naming="diffusers")),
+    ({"encoder.layers.0.weight": (64, 3, 3, 3)}, Kind("vae", variant="tiny (TAESD)")),
+    (lora(768), Kind("lora", "sd1", "LoRA", "kohya")),
+    (lora(1024), Kind("lora", "sd2", "LoRA", "kohya")),
+    (lora(2048), Kind("lora", "sdxl", "LoRA", "kohya")),
+    (lora(768) | {"lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": (8, 320, 3, 3)},
+     Kind("lora", "sd1", "LoCon", "kohya")),
+    (lora(768) | {DOWN.replace("lora_down.weight", "dora_scale"): (320, 1)}, Kind("lora", "sd1", "DoRA", "kohya")),
+    ({DOWN.replace("lora_down.weight", "hada_w1_b"): (8, 2048), DOWN.replace("lora_down.weight", "hada_w1_a"): (640, 8)},
+     Kind("lora", "sdxl", "LoHa", "kohya")),
+    ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lokr_w1": (4, 4)}, Kind("lora", "sdxl", "LoKr", "kohya")),
+    (lora(768, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"),
+     Kind("lora", "sd1", "LoRA", "peft")),
+    (lora(3072, "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"), Kind("lora", "flux", "LoRA", "peft")),
+    (lora(3072, "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight"), Kind("lora", "flux", "LoRA", "kohya")),
+    ({"emb_params": (4, 768)}, Kind("embedding", "sd1", naming="original")),
+    ({"<my-cat>": (1, 1024)}, Kind("embedding", "sd2", naming="original")),
+    ({"clip_l": (2, 768), "clip_g": (2, 1280)}, Kind("embedding", "sdxl", naming="original")),
+    ({f"control_model.{name}": shape for name, shape in HINT.items()} | {f"control_model.{TO_K}": (640, 768)},
+     Kind("controlnet", "sd1", naming="original")),
+    ({"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "conv_in.weight": (320, 4, 3, 3),
+      "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (640, 2048), "task_embedding": (6, 320)},
+     Kind("controlnet", "sdxl", "union", "diffusers")),
+    ({"controlnet_x_embedder.weight": (3072, 64), "context_embedder.weight": (3072, 4096),
+      "single_transformer_blocks.0.x": (1,)}, Kind("controlnet", "flux", naming="diffusers")),
+    ({"lora_controlnet": (0,), "input_blocks.1.0.in_layers.2.down": (1, 1), "zero_convs.0.0.weight": (320, 320, 1, 1),
+      "x.lora_up": (1, 1)}, Kind("control-lora", naming="original")),
+    ({"body.0.in_conv.weight": (640, 320, 1, 1), "conv_in.weight": (320, 64, 3, 3)},
+     Kind("t2i-adapter", "sd1", naming="original")),
+    ({"ip_adapter.1.to_k_ip.weight": (320, 768), "image_proj.proj.weight": (3072, 1024)}, Kind("ip-adapter", "sd1")),
+    ({"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
+     Kind("upscaler", variant="ESRGAN")),
+    ({"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)}, Kind("upscaler", variant="RRDBNet")),
+    ({"body.0.weight": (64, 3, 3, 3), "body.1.weight": (64,), "body.2.weight": (64, 64, 3, 3)},
+     Kind("upscaler", variant="compact")),
+    ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, Kind("text-encoder", variant="T5")),
+    ({"text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768),
+      "text_model.embeddings.token_embedding.weight": (49408, 768)}, Kind("text-encoder", variant="CLIP")),
+    ({"model.layers.0.self_attn.q_proj.weight": (4096, 4096), "lm_head.weight": (32000, 4096)}, None),
+    ({"vit.embeddings.cls_token": (1, 1, 768)}, None),
+    ({}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "kind"), HEADERS, ids=range(len(HEADERS)))
+def test_every_kind_by_its_names_and_shapes(shapes, kind):
+    assert kind_of({name: Tensor("F16", shape, 0, 0) for name, shape in shapes.items()}) == kind
+
+
+def test_what_shapes_do_not_say_of_a_lora_its_metadata_does():
+    names = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": Tensor("F16", (8, 768), 0, 0)}
+    assert kind_of(names).family == ""
+    assert kind_of(names, {"ss_base_model_version": "sd_v1"}).family == "sd1"
