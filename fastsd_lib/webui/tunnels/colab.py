@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from fastsd_lib.webui.tunnels.opening import Claim, Opening
+from fastsd_lib.webui.tunnels.probe import within
 
 ASKING_S = 20.0
+PAGE_TROUBLES = (TypeError, ValueError, RuntimeError, OSError)  # TimeoutError too
 NOTES = (
     "Only you can open this address, in the browser that runs the notebook, while the notebook is open.",
 )
@@ -24,7 +26,12 @@ def open_colab(opening: Opening) -> Claim:
     except ImportError:
         raise opening.failed("this is no Colab notebook.", "take another route.") from None
     script = f"google.colab.kernel.proxyPort({opening.port}, {{cache: true}})"
-    url = str(_in_page(opening, output, script) or "").rstrip("/")
+    fix = "run the cell in Colab's own page, with the page open."
+    try:
+        asked = opening.within(ASKING_S, lambda: _in_page(output, script), "asking the notebook's page", fix)
+    except PAGE_TROUBLES as error:
+        raise opening.failed(f"the notebook's page does not answer: {error}.", fix) from None
+    url = str(asked or "").rstrip("/")
     if not url.startswith("http"):
         raise opening.failed(
             f"the notebook gave no address but {url!r}.", "run the cell in Colab's own page."
@@ -37,17 +44,14 @@ def open_colab(opening: Opening) -> Claim:
             " return answer.status + ' ' + (await answer.text()).slice(0, 200) }"
             " catch (error) { return String(error) } })()"
         )
-        told = str(_in_page(opening, output, asking))
+        try:
+            told = str(within(max(2.0, min(ASKING_S, opening.left_s)), lambda: _in_page(output, asking)))
+        except PAGE_TROUBLES as error:
+            return f"the notebook's page does not answer: {error}"
         return "" if told == f"200 {nonce}" else f"the browser says: {told[:120]}"
 
     return Claim(url, NOTES, unreached=UNREACHED, ask=ask)
 
 
-def _in_page(opening: Opening, output: Any, script: str) -> Any:
-    fix = "run the cell in Colab's own page, with the page open."
-    try:
-        return opening.within(
-            ASKING_S, lambda: output.eval_js(script, timeout_sec=ASKING_S), "asking the notebook's page", fix
-        )
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        raise opening.failed(f"the notebook's page does not answer: {error}.", fix) from None
+def _in_page(output: Any, script: str) -> Any:
+    return output.eval_js(script, timeout_sec=ASKING_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 import shutil
 from urllib.parse import urlsplit
 
@@ -34,10 +35,10 @@ def open_localtunnel(opening: Opening) -> Claim:
     """Ask the server for a name; after a restart for the one it gave before."""
     server = opening.config.localtunnel_server.rstrip("/")
     command, limit_s = _client(opening)
-    wanted = opening.config.subdomain or _name_in(opening.before)
-    command += ["--host", server, "--port", str(opening.port), *(["--subdomain", wanted] if wanted else [])]
+    wanted = opening.config.subdomain or _name_in(opening.before) or f"fastsd-{secrets.token_hex(5)}"
+    command += ["--host", server, "--port", str(opening.port), "--subdomain", wanted]
     child, url = _ask(opening, command, server, limit_s)
-    if wanted and _name_in(url) != wanted and _name_in(opening.before) == wanted:
+    if _name_in(url) != wanted and _name_in(opening.before) == wanted:
         child.stop()
         opening.stop.wait(AGAIN_S)
         child, url = _ask(opening, command, server, limit_s)

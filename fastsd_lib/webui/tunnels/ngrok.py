@@ -19,7 +19,7 @@ from fastsd_lib.webui.tunnels.opening import Claim, Opening, write_private
 _STARTED = re.compile(r'msg="started (?:tunnel|endpoint)".*?\burl="?(https?://[^\s"]+)')
 _WEB = re.compile(r'msg="starting web service".*?\baddr="?([\w.:\[\]-]+)')
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{10,200}")
-BY_LOG_S = 6.0  # then the agent's own interface is asked
+BY_LOG_S = 3.0  # then the agent's own interface is asked
 _DASHBOARD = "https://dashboard.ngrok.com/get-started/your-authtoken"
 _NEW_TOKEN = f"copy it again from {_DASHBOARD}"
 TROUBLES = (
@@ -132,7 +132,7 @@ def _address(opening: Opening, child: Child) -> str:
         return look(line)
 
     with suppress(Silent, Ended):
-        return child.wait_for(look_for_either, time.monotonic() + BY_LOG_S, opening.stop)
+        return child.wait_for(look_for_either, min(opening.until, time.monotonic() + BY_LOG_S), opening.stop)
     while web and opening.left_s > 2.0 and not child.ended.is_set() and not opening.stop.is_set():
         if url := _told_by(web[-1]):
             return url

@@ -123,8 +123,9 @@ class Opening:
 
     def within(self, limit_s: float, work: Callable[[], Found], what: str, fix: str) -> Found:
         """What `work` returns; the error of this route if that takes longer."""
+        limit_s = min(limit_s, self.left_s)
         try:
-            return within(min(limit_s, self.left_s), work)
+            return within(limit_s, work)
         except TimeoutError:
             raise self.failed(f"{what} took more than {limit_s:.0f} s.", fix) from None
 

@@ -6,7 +6,7 @@ import io
 
 
 def qr_text(url: str) -> str:
-    """Two rows of squares in one line of half blocks; dark terminals show it inverted, which phones read too."""
+    """Two rows of squares in one line of half blocks: as it must be on a dark background; phones read the other too."""
     import segno
 
     out = io.StringIO()
