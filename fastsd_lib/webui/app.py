@@ -21,7 +21,17 @@ from fastapi import FastAPI
 from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.look import head, styles, theme
 from fastsd_lib.webui.page_tasks import PageTasks
-from fastsd_lib.webui.tabs import img2img, quick_settings, txt2img
+from fastsd_lib.webui.tabs import (
+    extras,
+    history,
+    img2img,
+    models,
+    png_info,
+    queue,
+    quick_settings,
+    settings,
+    txt2img,
+)
 from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, Usual
 
 if TYPE_CHECKING:
@@ -34,6 +44,12 @@ if TYPE_CHECKING:
 TABS: tuple[tuple[str, str, Any], ...] = (
     ("txt2img", "txt2img", txt2img),
     ("img2img", "img2img", img2img),
+    ("extras", "Extras", extras),
+    ("png_info", "PNG Info", png_info),
+    ("models", "Models", models),
+    ("settings", "Settings", settings),
+    ("queue", "Queue", queue),
+    ("history", "History", history),
 )
 
 

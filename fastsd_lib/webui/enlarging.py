@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import zipfile
@@ -18,6 +19,7 @@ from fastsd_lib.webui.api_errors import one_line
 from fastsd_lib.webui.context import ApiContext
 from fastsd_lib.webui.extras_api import MOST_PICTURES, ExtrasBody, enlarged, patience
 
+LOG = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()  # networks fill the memory; who comes second waits
 
 
@@ -95,6 +97,11 @@ class Enlarging:
             self.failures.append((name, one_line(error)))
         except OSError as error:
             self.failures.append((name, f"{error.strerror or error}. Try again when that is mended."))
+        except _Ended:
+            raise
+        except Exception:  # one picture's trouble is not that of the others
+            LOG.exception("A picture could not be enlarged")
+            self.failures.append((name, "It could not be enlarged; the log of the server says why."))
         self.number, self.share = self.number + 1, 0.0
 
     def _result(self, name: str, path: Path) -> Result:

@@ -24,6 +24,10 @@ from fastsd_lib.webui.fastsd_v1_events import Previews, events
 from fastsd_lib.webui.job_ids import check_job_id
 
 _PICTURE = {200: {"content": {"image/png": {}}, "description": "the picture"}}
+_PREVIEW = {
+    200: {"content": {"image/jpeg": {}}, "description": "a small picture"},
+    204: {"description": "there is nothing to see yet"},
+}
 _STREAM = {200: {"content": {"text/event-stream": {}}, "description": "progress, preview, picture, done"}}
 
 
@@ -119,6 +123,16 @@ def _add_jobs(routes: APIRouter, context: ApiContext) -> None:
                 404, f"There is no picture {number} yet; {len(made)} are finished.", "wait for its event."
             )
         return Response(await errands.run(_png, made[number]), media_type="image/png")
+
+    @routes.get(
+        "/jobs/{job_id}/preview", responses={**answers(404, 429), **_PREVIEW}, response_class=Response
+    )
+    async def preview(job_id: str, request: Request) -> Response:
+        """What is in work, small; of a job that is over its last picture."""
+        data = await previews.jpeg(_own_job(job_id, request, context))
+        if data is None:
+            return Response(status_code=204)
+        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=60"})
 
     @routes.get("/jobs/{job_id}/events", responses={**answers(404), **_STREAM}, response_class=Response)
     async def job_events(

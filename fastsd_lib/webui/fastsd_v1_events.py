@@ -24,34 +24,43 @@ PREVIEW_SIDE_PX = 512
 
 
 class Previews:
-    """Previews as JPEG in data URIs; many who look at one step cost one picture."""
+    """Previews as JPEG; many who look at one step cost one picture."""
 
     def __init__(self, errands: Errands) -> None:
         self._errands, self._lock = errands, threading.Lock()
-        self._made: OrderedDict[str, tuple[int, str | None]] = OrderedDict()
+        self._made: OrderedDict[str, tuple[Any, bytes | None]] = OrderedDict()
 
     async def of(self, job: Job) -> str | None:
-        step = job.step
-        kept = self._made.get(job.id)
-        return kept[1] if kept and kept[0] == step else await self._errands.run(self._make, job)
+        """In a data URI."""
+        data = await self.jpeg(job)
+        return data and f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
 
-    def _make(self, job: Job) -> str | None:
+    async def jpeg(self, job: Job) -> bytes | None:
+        """None while there is nothing to see."""
+        kept = self._made.get(job.id)
+        return kept[1] if kept and kept[0] == _stamp(job) else await self._errands.run(self._make, job)
+
+    def _make(self, job: Job) -> bytes | None:
         with self._lock:  # whoever comes second finds it made
-            step = job.step
+            stamp = _stamp(job)
             kept = self._made.get(job.id)
-            if kept and kept[0] == step:
+            if kept and kept[0] == stamp:
                 return kept[1]
             picture = job.preview()
-            text = None
+            data = None
             if picture is not None:
                 picture = picture.convert("RGB")
                 picture.thumbnail((PREVIEW_SIDE_PX, PREVIEW_SIDE_PX))
                 data = picture_bytes(picture, "JPEG", quality=80)
-                text = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
-            self._made[job.id] = step, text
+            self._made[job.id] = stamp, data
             while len(self._made) > 64:
                 self._made.popitem(last=False)
-            return text
+            return data
+
+
+def _stamp(job: Job) -> tuple[Any, ...]:
+    """What it shows changes with this; an id may be given again when its job is over."""
+    return job.created_s, job.step, len(job.pictures), job.over
 
 
 async def events(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PAGE = 24  # jobs
 THUMBNAIL_PX = 224
+COMPARED_PX = 768
 STATES = ("done", "stopped", "failed", "lost", "waiting", "drawing")
 
 
@@ -81,22 +82,29 @@ def files_of(entry: Mapping[str, Any], context: ApiContext) -> list[Path]:
 
 def thumbnail(entry: Mapping[str, Any], context: ApiContext) -> str:
     """Its first picture, small, as a data URI; "" when there is none that can be read."""
-    for file in files_of(entry, context)[:1]:
-        try:
-            return _thumbnail(file, file.stat().st_mtime_ns)
-        except OSError:  # gone, or no picture any more
-            return ""
-    return ""
+    return next((_coded(file, THUMBNAIL_PX) for file in files_of(entry, context)[:1]), "")
+
+
+def picture_uri(entry: Mapping[str, Any], context: ApiContext, file: str | None) -> str:
+    """One of its pictures as large as a comparison shows it; "" for a file that is none of them."""
+    return next((_coded(one, COMPARED_PX) for one in files_of(entry, context) if str(one) == file), "")
+
+
+def _coded(file: Path, side_px: int) -> str:
+    try:
+        return _small(file, side_px, file.stat().st_mtime_ns)
+    except (OSError, ValueError):  # gone, or no picture any more
+        return ""
 
 
 @lru_cache(maxsize=1024)  # some 10 KB each
-def _thumbnail(file: Path, changed_ns: int) -> str:
+def _small(file: Path, side_px: int, changed_ns: int) -> str:
     from PIL import Image
 
     with Image.open(file, formats=READ_FORMATS) as picture:
-        picture.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+        picture.draft("RGB", (2 * side_px, 2 * side_px))
         small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX, reducing_gap=2.0)
+    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
     coded = io.BytesIO()
     small.save(coded, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(coded.getvalue()).decode("ascii")
