@@ -156,11 +156,19 @@ def _menu(kind: str) -> list[Axis]:
 def _plot(desk: Desk, form: Form) -> dict[str, gr.Component]:
     name = partial(_id, form, TITLE)
     parts: dict[str, gr.Component] = {}
-    fills = {}
     for letter, first in zip(LETTERS, ("Seed", "Nothing", "Nothing"), strict=True):
-        fills[letter] = _axis_row(form.kind, letter, first, parts, name)
+        _axis_row(form.kind, letter, first, parts, name)
+    with gr.Row(elem_classes=["send-to"]):
+        swaps = {
+            pair: _small(f"Swap {pair[0].upper()}/{pair[1].upper()} axes", name(f"swap_{pair}_axes"))
+            for pair in ("xy", "yz", "xz")
+        }
+        fills = {
+            letter: _small(f"Fill {letter.upper()}", f"xyz_grid_fill_{letter}_{form.kind}", shown=False)
+            for letter in LETTERS
+        }
     labels = dict(zip(SENT[TITLE], (label for label, _ in ARGUMENTS), strict=True))
-    for row in (SWITCHES[:4], SWITCHES[4:]):
+    for row in (SWITCHES[:3], SWITCHES[4:], (SWITCHES[3], "csv_mode")):
         with gr.Row():
             for switch in row:
                 parts[switch] = gr.Checkbox(
@@ -169,20 +177,15 @@ def _plot(desk: Desk, form: Form) -> dict[str, gr.Component]:
     parts["margin_size"] = gr.Slider(
         0, 500, 0, step=2, label=labels["margin_size"], buttons=[], elem_id=name("margin_size")
     )
-    parts["csv_mode"] = gr.Checkbox(label=labels["csv_mode"], elem_id=name("csv_mode"))
-    with gr.Row(elem_classes=["send-to"]):
-        swaps = {
-            pair: gr.Button(
-                f"Swap {pair[0].upper()}/{pair[1].upper()} axes", size="sm", min_width=110,
-                elem_id=name(f"swap_{pair}_axes"),
-            )
-            for pair in ("xy", "yz", "xz")
-        }  # fmt: skip
     _wire_plot(desk.context, form.kind, parts, fills, swaps)
     return parts
 
 
-def _axis_row(kind: str, letter: str, first: str, parts: dict[str, gr.Component], name: Any) -> gr.Button:
+def _small(label: str, elem_id: str, shown: bool = True) -> gr.Button:
+    return gr.Button(label, size="sm", min_width=76, visible=shown, elem_id=elem_id)
+
+
+def _axis_row(kind: str, letter: str, first: str, parts: dict[str, gr.Component], name: Any) -> None:
     with gr.Row(elem_classes=["axis"]):
         parts[f"{letter}_type"] = gr.Dropdown(
             [axis.label for axis in _menu(kind)], value=first, label=f"{letter.upper()} type", min_width=150,
@@ -196,9 +199,6 @@ def _axis_row(kind: str, letter: str, first: str, parts: dict[str, gr.Component]
             [], label=f"{letter.upper()} values", multiselect=True, allow_custom_value=True, visible=False,
             min_width=150, scale=3, elem_id=name(f"{letter}_values_dropdown"),
         )  # fmt: skip
-        return gr.Button(
-            "Fill", size="sm", scale=0, min_width=52, visible=False, elem_id=f"xyz_grid_fill_{letter}_{kind}"
-        )
 
 
 def _wire_plot(
