@@ -135,6 +135,7 @@
       this.picture = null;
       this.history = [null];
       this.at = 0;
+      this.view.style.height = "";
       this.image.removeAttribute("src");
       if (this.root.classList.contains("wide")) this.widen();
       this.root.classList.remove("full", "bad");
@@ -314,8 +315,11 @@
 
     fit() {
       const [width, height] = [this.image.naturalWidth, this.image.naturalHeight];
-      const [across, down] = [this.view.clientWidth, this.view.clientHeight];
+      const across = this.view.clientWidth;
       if (!width || !across) return;
+      const wide = this.root.classList.contains("wide"); // else as tall as the picture needs, within what is allowed
+      this.view.style.height = wide ? "" : `min(var(--tall), 68vh, ${Math.max(Math.ceil(across * height / width), 160)}px)`;
+      const down = this.view.clientHeight;
       this.zoom = Math.min(across / width, down / height);
       this.left = (across - width * this.zoom) / 2;
       this.top = (down - height * this.zoom) / 2;

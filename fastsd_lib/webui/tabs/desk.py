@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: For events of the page's own: no route of the public API, no veil over what they change.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-#: The same, answered at once and beside the queue.
-AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
+#: The same, however many come at once. Not queue=False: errors of such events are shown to nobody (Gradio 6.31).
+AT_ONCE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.batches import scaled
 from fastsd_lib.webui.extras_api import caption_of
-from fastsd_lib.webui.tabs import batch, control_panel, prompt_box, results, sampling, sources
+from fastsd_lib.webui.tabs import batch, control_panel, prompt_box, results, sampling, scripts_panel, sources
 from fastsd_lib.webui.tabs.canvas import Drawn, canvas, drawn_of, value_of
 from fastsd_lib.webui.tabs.desk import AT_ONCE, QUIET, Desk, Receiver, told
 from fastsd_lib.webui.tabs.form import Form, as_base64
@@ -33,7 +33,8 @@ def build(desk: Desk) -> None:
     with gr.Row(elem_classes=["studio"]):
         with gr.Column(elem_classes=["settings"], elem_id="img2img_settings"):
             tabs, inner, batches = _sources(form)
-            copies, ask = _copy_row()
+            with gr.Row(elem_classes=["send-to"], elem_id="img2img_copy_to") as row:
+                copies, ask = _copies()
             masking = _mask_choices(form)
             form.fields["resize_mode"] = gr.Radio(
                 _numbered(RESIZE_MODES), value=0, label="Resize mode", elem_id="resize_mode"
@@ -48,10 +49,11 @@ def build(desk: Desk) -> None:
             )  # fmt: skip
             sampling.build_seed(desk, form)
             control_panel.build(desk, form)
+            scripts_panel.build(desk, form)
         panel = results.build(desk, "img2img")
     form.readers.insert(0, sources.read)
     results.connect(desk, form, panel, box)
-    _follow(form, inner, masking)
+    _follow(form, inner, masking, row)
     _measure(form, measure, hint)
     _copy(form, tabs, copies)
     _interrogate(desk, form, ask)
@@ -86,14 +88,13 @@ def _sources(form: Form) -> tuple[gr.Tabs, dict[str, gr.Tab], batch.Parts]:
     return tabs, inner, files
 
 
-def _copy_row() -> tuple[dict[str, gr.Button], gr.Button]:
-    with gr.Row(elem_classes=["send-to"], elem_id="img2img_copy_to"):
-        copies = {
-            name: gr.Button(f"⧉ {LABELS[name]}", size="sm", min_width=80, elem_id=f"img2img_copy_to_{name}")
-            for name in COPIED_TO
-        }
-        ask = gr.Button("Interrogate", size="sm", min_width=80, elem_id="img2img_interrogate")
-    return copies, ask
+def _copies() -> tuple[dict[str, gr.Button], gr.Button]:
+    """Buttons that take the open picture to another inner tab, and the one that puts it into words."""
+    copies = {
+        name: gr.Button(f"→ {LABELS[name]}", size="sm", min_width=80, elem_id=f"img2img_copy_to_{name}")
+        for name in COPIED_TO
+    }
+    return copies, gr.Button("Interrogate", size="sm", min_width=80, elem_id="img2img_interrogate")
 
 
 def _outpainting(form: Form) -> None:
@@ -161,11 +162,16 @@ def _numbered(labels: list[str]) -> list[tuple[str, int]]:
 # ------------------------------------------------------------------ what happens
 
 
-def _follow(form: Form, inner: dict[str, gr.Tab], masking: gr.Column) -> None:
+def _follow(form: Form, inner: dict[str, gr.Tab], masking: gr.Column, copies: gr.Row) -> None:
     """What is drawn from is the inner tab that is open."""
     for name, tab in inner.items():
         tab.select(None, None, form.extras["mode"], js=f"() => '{name}'")
-        tab.select(lambda name=name: gr.Column(visible=name in MASKED), None, masking, **AT_ONCE)
+        tab.select(
+            lambda name=name: [gr.Column(visible=name in MASKED), gr.Row(visible=name != "batch")],
+            None,
+            [masking, copies],
+            **AT_ONCE,
+        )
 
 
 def _measure(form: Form, button: gr.Button, hint: gr.HTML) -> None:
