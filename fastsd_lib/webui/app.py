@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastsd_lib.webui.context import ApiContext
     from fastsd_lib.webui.server import Server
 
+KEPT_S = 24 * 3600  # copies of pictures that browsers were shown
 #: (id, label, module) in the order of the page. A module lays out its tab in `build(desk)`; what needs the other
 #: tabs, it does in `connect(desk)` if it has one.
 TABS: tuple[tuple[str, str, Any], ...] = (
@@ -60,7 +61,9 @@ def build_page(context: ApiContext, trainings: Any = None) -> gr.Blocks:
     """
     usual = _usual(context.service)
     desk = Desk(context, PageTasks(context), trainings, usual)
-    with gr.Blocks(title="fastsd", analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(
+        title="fastsd", analytics_enabled=False, fill_width=True, delete_cache=(3600, KEPT_S)
+    ) as blocks:
         quick_settings.build(desk)
         tabs = [
             (id_, label, module) for id_, label, module in TABS if id_ != "train" or trainings is not None

@@ -70,6 +70,7 @@ class PageTasks:
             over = [one for one in self._tasks.values() if one.done.is_set()]
             for old in over[: max(len(over) - KEPT, 0)]:
                 del self._tasks[old.id]
+                self._forget(old)
         self._finish_when_over(task)
         return task
 
@@ -154,6 +155,11 @@ class PageTasks:
             self._write(f"{task.id}-{number}", image, task.ordered, text)
             for number, (image, text) in enumerate(finished.shown)
         ]
+
+    def _forget(self, task: Task) -> None:
+        for path in (*task.outcome.pictures, *task.outcome.maps) if task.outcome else ():
+            if path.parent == self.scratch:
+                path.unlink(missing_ok=True)
 
     def _write(self, name: str, image: Any, ordered: Ordered, text: str = "") -> Path:
         safe = "".join(sign for sign in name if sign.isalnum() or sign in "-_")

@@ -22,6 +22,7 @@
       fields = JSON.parse(localStorage.getItem(`fastsd.${kind}.fields`)) || {};
     } catch (error) { /* damaged: begin anew */ }
     setTimeout(() => { restored.add(kind); fastsd.count(kind); }, 500);
+    el(`${kind}_styles`)?.querySelector("input")?.setAttribute("placeholder", "Styles");
     return names.map((name) => (name in fields && fields[name] !== null ? fields[name] : { __type__: "update" }));
   };
 

@@ -104,6 +104,8 @@
     fastsd.follow(kind);
   };
 
+  fastsd.download = (id) => setTimeout(() => el(id).querySelector("a[href]")?.click(), 300);
+
   function end(kind) {
     const task = tasks[kind];
     if (task?.timer) clearTimeout(task.timer);

@@ -7,8 +7,11 @@ connection that was lost, loses nothing.
 from __future__ import annotations
 
 import html
+import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,7 +19,7 @@ import gradio as gr
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import duration
 from fastsd_lib.webui.page_tasks import Outcome
-from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, owner_of_page, send_buttons, told
+from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, icon_button, owner_of_page, send_buttons, told
 from fastsd_lib.webui.tabs.form import Form
 from fastsd_lib.webui.tabs.prompt_box import PromptBox
 
@@ -65,7 +68,13 @@ def build(desk: Desk, kind: str) -> ResultPanel:
             label="How it was made", lines=3, max_lines=12, interactive=False, buttons=["copy"],
             elem_id=f"html_info_{kind}",
         )  # fmt: skip
-        send_buttons(desk, picked, info, [name for name in SENDS if name != kind], kind)
+        with gr.Row(elem_classes=["deeds"]):
+            packed = icon_button("Download all pictures as one zip file", "zip", f"{kind}_save_zip")
+            send_buttons(desk, picked, info, [name for name in SENDS if name != kind], kind)
+        archive = gr.File(visible="hidden", label="All pictures", elem_id=f"{kind}_zip")
+    packed.click(
+        lambda pictures: _zip(desk.tasks.scratch, pictures or []), [gallery], [archive], **AT_ONCE
+    ).success(None, js=f"() => {{ fastsd.download('{kind}_zip') }}")
     return ResultPanel(kind, progress, gallery, picked, info, texts, said, ticket)
 
 
@@ -117,6 +126,17 @@ def connect(desk: Desk, form: Form, panel: ResultPanel, box: PromptBox, scripts:
 def _chosen(chosen: gr.SelectData, pictures: list[Any], texts: list[str] | None) -> list[Any]:
     text = texts[chosen.index] if texts and chosen.index < len(texts) else ""
     return [pictures[chosen.index][0], text]
+
+
+def _zip(folder: Path, pictures: list[tuple[str, Any]]) -> str:
+    """The pictures in one file, as they are."""
+    if not pictures:
+        raise gr.Error("There are no pictures yet.", print_exception=False, title="Nothing to save")
+    path = folder / f"fastsd-{time.strftime('%Y%m%d-%H%M%S')}-{len(pictures)}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for number, (picture, _) in enumerate(pictures):
+            archive.write(picture, f"{number:02d}-{Path(picture).name}")
+    return str(path)
 
 
 def _said(outcome: Outcome) -> str:

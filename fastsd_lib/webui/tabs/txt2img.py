@@ -31,6 +31,7 @@ def build(desk: Desk) -> None:
                 sampling.build_seed(desk, form)
                 sampling.build_tiling(desk, form)
                 hires_box.build(desk, form)
+                scripts_panel.build(desk, form)
             extra_cards.build(desk, "txt2img")
         panel = results.build(desk, "txt2img")
     desk.receivers["txt2img"] = Receiver("txt2img", "txt2img", form=form)
