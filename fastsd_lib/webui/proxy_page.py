@@ -23,7 +23,9 @@ main { width: 100%; max-width: 760px; min-width: 0; background: var(--card); bor
   box-shadow: 0 1px 2px rgb(0 0 0 / .12), 0 12px 32px rgb(0 0 0 / .08); }
 h1 { margin: 0 0 8px; font-size: 1.35rem; letter-spacing: -0.01em; }
 p { margin: 0; color: var(--soft); }
-pre { margin: 20px 0 0; padding: 12px; max-height: 55vh; overflow: auto; background: var(--log); border-radius: 8px;
+div { margin-top: 20px; max-height: 55vh; overflow: auto; background: var(--log); border-radius: 8px;
+  display: flex; flex-direction: column-reverse; } /* begins at its end, without a script */
+pre { margin: 0; padding: 12px;
   font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -45,7 +47,7 @@ def unavailable(trouble: Trouble, user: str | None, wants_page: bool, has_body: 
     if not wants_page:
         return Answer.json(502, error_body(502, trouble.headline), retry)
     lines = trouble.log_lines if user is not None else ()
-    log = f"<pre>{html.escape(chr(10).join(lines))}</pre>" if lines else ""
+    log = f"<div><pre>{html.escape(chr(10).join(lines))}</pre></div>" if lines else ""
     again = f"This page tries again every {RETRY_S} seconds." if not has_body else "Go back and try again."
     refresh = "" if has_body else f'<meta http-equiv="refresh" content="{RETRY_S}">'
     body = f"""<!doctype html>
