@@ -14,11 +14,26 @@ from fastsd_lib.core.pickle_header import is_pickled, read_pickle_header
 from fastsd_lib.core.tensor_file import Tensor, read_tensor_file
 from fastsd_lib.formats.configs import read_configs
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES
-from fastsd_lib.models.identify import OTHER_KINDS, identify
+from fastsd_lib.models.identify import identify
+from fastsd_lib.models.kinds import kind_of
 from fastsd_lib.webui.model_facts import FAMILY_LABELS
 
 MOST_METADATA = 40  # entries that are shown, each cut to
 LONGEST_ENTRY = 400
+KIND_WORDS = {
+    "checkpoint": "a whole model",
+    "lora": "a LoRA",
+    "controlnet": "a ControlNet",
+    "control-lora": "a Control-LoRA",
+    "embedding": "a textual-inversion embedding",
+    "vae": "a VAE",
+    "unet": "a U-Net alone",
+    "transformer": "a transformer alone",
+    "text-encoder": "a text encoder alone",
+    "ip-adapter": "an IP-Adapter",
+    "upscaler": "an upscaler",
+    "motion-module": "a motion module",
+}
 _PRECISION = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
@@ -49,7 +64,7 @@ def look_inside(path: Path) -> Inside:
     pickled = is_pickled(path)
     file = read_pickle_header(path) if pickled else read_tensor_file(path)
     metadata = {} if pickled else _metadata(file.metadata)
-    kind, family, use, unknown = _named(path, file.tensors)
+    kind, family, use, unknown = _named(path, file.tensors, metadata)
     prediction = "" if pickled else _prediction(file, path)
     if kind == "a whole model" and not prediction:
         unknown.append("what the U-Net predicts (noise or velocity): the family's usual is assumed")
@@ -70,15 +85,21 @@ def look_inside(path: Path) -> Inside:
     )
 
 
-def _named(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, str, str, list[str]]:
+def _named(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[str, str, str, list[str]]:
     """(kind, family, use, what is not known)."""
-    try:
-        seen = identify(path)
-        return "a whole model", seen.family, seen.use, []
-    except UserError:
-        kind = next((kind for part, kind in OTHER_KINDS.items() if any(part in name for name in tensors)), "")
-        unknown = [] if kind else ["what kind of file it is: its tensors have names that are not known here"]
-        return kind, "", "", [*unknown, "the family of base models that it belongs to, by its tensors alone"]
+    seen = kind_of(tensors, metadata)
+    if seen is None:
+        return "", "", "", ["what kind of file it is: its tensors have names that are not known here"]
+    use = ", ".join(part for part in (seen.variant, f"{seen.naming}'s names" if seen.naming else "") if part)
+    unknown = [] if seen.family else ["the family of base models that it belongs to, by its tensors alone"]
+    if seen.kind == "checkpoint":
+        try:
+            use = identify(path).use
+        except UserError as error:
+            unknown.append(f"how to draw with it: {error.message.replace(str(path), path.name)}")
+    return KIND_WORDS.get(seen.kind, f"a {seen.kind}"), seen.family, use, unknown
 
 
 def _folder(path: Path) -> Inside:

@@ -52,9 +52,7 @@ def build(desk: Desk) -> None:
                     placeholder="Search settings", show_label=False, container=False, max_lines=1, scale=3,
                     elem_id="settings_search", min_width=160,
                 )  # fmt: skip
-                apply = gr.Button(
-                    "Apply settings", variant="primary", elem_id="settings_apply", min_width=120
-                )
+                apply = gr.Button("Apply", variant="primary", elem_id="settings_apply", min_width=120)
                 reset = gr.Button("Defaults", elem_id="settings_reset", min_width=90)
             state = gr.HTML(elem_id="settings_state", padding=False)
             for group, those in names.items():
@@ -81,7 +79,7 @@ def build(desk: Desk) -> None:
             gr.skip() if name in ("sd_model_checkpoint", *READ_ONLY) else OPTIONS[name].default
             for name in parts
         ]
-        return [shown.progress("The defaults are filled in; Apply settings makes them count."), *usual]
+        return [shown.progress("The defaults are filled in; Apply makes them count."), *usual]
 
     search.input(None, search, None, js=_SEARCH, **AT_ONCE)
     apply.click(change, values, [state, *values], **events)
@@ -107,7 +105,7 @@ def _component(name: str, option: Option, context: ApiContext) -> gr.components.
         "label": label,
         "info": " ".join(one for one in said if one) or None,
         "interactive": not fixed,
-        "elem_id": f"setting_{name}",
+        "elem_id": f"settings_{name}",
         "elem_classes": ["setting", "fixed"] if fixed else ["setting"],
     }
     value = a1111_settings.shown(context)[name]
