@@ -157,14 +157,19 @@ def _add_identify(known: Any) -> None:
 def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     import dataclasses
 
-    from fastsd_lib.models.identify import identify
+    from fastsd_lib.models.identify import describe
 
-    found = identify(options.file)
-    value = {
-        key: str(item) if isinstance(item, Path) else item for key, item in dataclasses.asdict(found).items()
-    }
-    show(options, value, [f"{key}: {item}" for key, item in value.items()])
+    found = dataclasses.asdict(describe(options.file))
+    value = {"path": str(found.pop("path")), **found.pop("kind"), **found}
+    lines = [f"{key}: {_readable(item)}" for key, item in value.items() if item not in ("", False)]
+    show(options, value, lines)
     return 0
+
+
+def _readable(item: Any) -> str:
+    if isinstance(item, dict):
+        return ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in item.items())
+    return "yes" if item is True else str(item)
 
 
 def _add_convert(known: Any) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.model_files import Family, Layout, ModelFiles
 from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
-from fastsd_lib.core.tensor_file import Tensor, TensorFile, read_tensor_file
+from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, Tensor, TensorFile, read_tensor_file
+from fastsd_lib.models.kinds import Kind, kind_of
 
 UNET_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 # What the first convolution of the U-Net takes -> what the model is for. 4 latent channels are always there.
@@ -71,6 +74,76 @@ def identify(path: Path) -> Identity:
         size_bytes=path.stat().st_size,
         title=file.metadata.get("modelspec.title", ""),
     )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What any model file is, whole or not."""
+
+    path: Path
+    kind: Kind
+    layout: Layout
+    dtypes: Mapping[str, int]  # "F16" ... -> bytes in it, the most first
+    tensors: int
+    size_bytes: int
+    title: str = ""
+    prediction: str = ""  # "epsilon" or "v_prediction" where the file says it
+
+
+def describe(path: Path) -> Description:
+    """Any model file or Diffusers folder, in milliseconds: only headers are read, and no pickle is run.
+
+    UserError for a file that is damaged or none of the kinds in `kinds.RULES`, saying what was seen.
+    """
+    if path.is_dir():
+        return _describe_folder(path)
+    file = _header(path)
+    kind = kind_of(file.tensors, file.metadata)
+    if kind is None:
+        raise _not_a_model(path, file.tensors)
+    return Description(
+        path,
+        kind,
+        "single_file",
+        _dtypes(file.tensors.values()),
+        len(file.tensors),
+        path.stat().st_size,
+        file.metadata.get("modelspec.title", ""),
+        _said_prediction(file),
+    )
+
+
+def _describe_folder(folder: Path) -> Description:
+    found = identify(folder)
+    headers = [read_tensor_file(file) for file in sorted(folder.glob("*/*.safetensors"))]
+    use = "" if found.use == "text to image" else found.use
+    tensors = [tensor for header in headers for tensor in header.tensors.values()]
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    said = read_json(scheduler).get("prediction_type", "") if scheduler.is_file() else ""
+    return Description(
+        folder,
+        Kind("checkpoint", found.family, use, "diffusers", whole=True),
+        "diffusers",
+        _dtypes(tensors),
+        len(tensors),
+        found.size_bytes,
+        prediction=said,
+    )
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        values = prod(tensor.shape)  # a pickle's header tells no places
+        sizes[tensor.dtype] += values * BYTES_PER_VALUE.get(tensor.dtype, 1)
+    return dict(sizes.most_common())
+
+
+def _said_prediction(file: TensorFile | PickleHeader) -> str:
+    if "v_pred" in file.tensors:  # the mark that SDXL models carry
+        return "v_prediction"
+    said = file.metadata.get("modelspec.prediction_type", "").lower()
+    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(said, "")
 
 
 def unet_width(path: Path) -> int:

@@ -110,15 +110,12 @@ def _embedding(tensors: Tensors, metadata: Mapping[str, str]) -> Kind | None:
     if {"clip_l", "clip_g"} <= set(tensors):
         return Kind("embedding", "sdxl", naming="original")
     small = len(tensors) <= 3 and all(len(one.shape) <= 2 for one in tensors.values())
-    vectors = next(
-        (one for name, one in tensors.items() if "emb_params" in name or "string_to_param" in name), None
-    )
-    if vectors is None and small and len(tensors) == 1:
-        (vectors,) = tensors.values()
-    if vectors is None or not vectors.shape or not small:
+    named = next((one for name, one in tensors.items() if name in ("emb_params", "string_to_param.*")), None)
+    vectors = named or (next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if not small or vectors is None or not vectors.shape:
         return None
     family = {768: "sd1", 1024: "sd2", 1280: "sdxl"}.get(vectors.shape[-1], "")
-    return Kind("embedding", family, naming="original") if family else None
+    return Kind("embedding", family, naming="original") if family or named else None
 
 
 def _control(tensors: Tensors, metadata: Mapping[str, str]) -> Kind | None:

@@ -12,7 +12,8 @@ import pytest
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.formats.single_file import export_single_file
-from fastsd_lib.models.identify import identify
+from fastsd_lib.models.identify import describe, identify
+from fastsd_lib.models.kinds import Kind
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 SD1 = {FIRST: [320, 4, 3, 3], "cond_stage_model.transformer.text_model.final_layer_norm.bias": [768]}
@@ -100,3 +101,23 @@ def test_folder_families_by_their_pipeline(tiny_pipeline, tmp_path):
     index = tmp_path / "m" / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
     assert identify(tmp_path / "m").model_files == ModelFiles("sdxl", "diffusers", tmp_path / "m")
+
+
+def test_what_any_file_is_can_be_asked_whole_or_not(tiny_pipeline, tmp_path):
+    lora = {
+        f"lora_unet_x_attn2_to_k.lora_{way}.weight": shape
+        for way, shape in (("down", [4, 768]), ("up", [320, 4]))
+    }
+    found = describe(header_only(tmp_path / "model.ckpt.safetensors", lora))
+    assert (found.kind, found.dtypes, found.tensors) == (
+        Kind("lora", "sd1", "LoRA", "kohya"),
+        {"F16": 2 * 4 * (768 + 320)},
+        2,
+    )
+    folder = describe(tiny_pipeline.path)
+    assert folder.kind == Kind("checkpoint", "sd1", "", "diffusers", whole=True)
+    file = describe(export_single_file(tiny_pipeline, tmp_path / "my-cat.safetensors", dtype=None).path)
+    assert file.kind == Kind("checkpoint", "sd1", "", "original", whole=True) and file.title == "my-cat"
+    assert file.dtypes == folder.dtypes and file.tensors == folder.tensors
+    with pytest.raises(UserError, match="is no model known here"):
+        describe(header_only(tmp_path / "strange.safetensors", {"layers.0.q": [4]}))
