@@ -44,6 +44,7 @@ class Guard:
         self.access, self.names, self.limits, self.rules = access, names, limits, rules
         self.throttle, self._crowd = Throttle(clock), Crowd(limits.requests_per_client)
         self.nonces: set[str] = set()
+        self._asked_for: set[str] = set()  # of these
         self._app = app
         self._secrets = [secret for secret in secrets if len(secret) > 3]  # shorter ones stand in every word
         self._filter = MaskingFilter(self._secrets)
@@ -71,20 +72,23 @@ class Guard:
             raise ValueError(f"a nonce has at least {SHORTEST_NONCE} letters, digits, - or _")
         self.nonces.add(nonce)
 
+    def was_asked_for(self, nonce: str) -> bool:
+        """Whether a nonce arrived, though a page of another site asked, which may not read the answer (Colab's)."""
+        return nonce in self._asked_for
+
     def forget_nonce(self, nonce: str) -> None:
         self.nonces.discard(nonce)
+        self._asked_for.discard(nonce)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         asked = Asked(scope)
-        found = refusal(asked, self.names, self.limits)
+        echo = self._nonce_asked(asked) if self.names.knows(asked) else None
+        found = refusal(asked, self.names, self.limits) or echo
         if found:
             await self._answer(asked, receive, send, found)
-            return
-        if echo := self._nonce_asked(asked):
-            await self._answer(asked, receive, send, echo)
             return
         user = self._session_user(asked)
         client = client_key(asked.client)
@@ -121,6 +125,8 @@ class Guard:
         given, known = asked.path[len(NONCE_PREFIX) :].encode("utf-8", "surrogatepass"), False
         for nonce in tuple(self.nonces):  # all of them, always; a tunnel in another thread may add one
             known |= hmac.compare_digest(nonce.encode(), given)
+        if known:
+            self._asked_for.add(given.decode())
         return Answer.text(given) if known else None
 
     # ------------------------------------------------------------------ who asks
