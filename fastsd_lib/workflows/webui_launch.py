@@ -19,10 +19,11 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.environment import hosts, tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
-from fastsd_lib.workflows import control_choice, file_links
+from fastsd_lib.workflows import control_choice, file_links, webui_backend
 from fastsd_lib.workflows.webui import WebuiConfig, start
 
 if TYPE_CHECKING:
+    from fastsd_lib.webui.backends.config import BackendConfig
     from fastsd_lib.webui.door import Door
     from fastsd_lib.webui.server import Server
     from fastsd_lib.webui.tunnels.config import Tunnel, TunnelConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 BACKENDS = ("builtin", "a1111", "forge", "comfyui")
+CHECKPOINTS = "models/Stable-diffusion"
 NGROK_SECRETS = ("NGROK_AUTHTOKEN", "NGROK_TOKEN")
 PASSWORD_SECRET = "FASTSD_PASSWORD"
 COLAB_NOTICE = (
@@ -67,7 +69,8 @@ class Launched:
     def __init__(self, server: Server, ending: ExitStack) -> None:
         self.server, self.url = server, server.url
         self.public_url = ""
-        self.status: Callable[[], str] = lambda: "Running on this machine."
+        self.trouble: Callable[[], str] = str  # why the program does not answer; "" while it does
+        self.tunnel_status: Callable[[], str] = lambda: "Running on this machine."
         self.log_tail: Callable[[], list[str]] = list  # a back end's last lines
         self._ending, self._stopped = ending, threading.Event()
         atexit.register(self.stop)
@@ -75,6 +78,10 @@ class Launched:
     @property
     def running(self) -> bool:
         return not self._stopped.is_set()
+
+    def status(self) -> str:
+        """How it goes, in a line."""
+        return " ".join(part for part in (self.trouble(), self.tunnel_status()) if part)
 
     def wait(self) -> None:
         """Stay until somebody ends it; Ctrl-C raises as usual, and the caller stops it."""
@@ -94,6 +101,7 @@ def launch(
     serve: WebuiConfig | None = None,
     door: Door | None = None,
     tunnel_config: TunnelConfig | None = None,
+    backend_config: BackendConfig | None = None,
     root: Path | None = None,
     say: Say = print,
     show_once: Say | None = None,
@@ -102,11 +110,12 @@ def launch(
 ) -> Launched:
     """Start what `config` asks for and return once its public address answers.
 
-    `serve`, `door` and `tunnel_config` are for callers with more choices than a form has: model, library and order
-    of routes are those of `config` unless they name others. `say` hears each line that a user should read,
-    `show_once` (usually `say`) the password that was made, `on_url` each new public address. `stopping`: give up when
-    it is set. UserError for what does not work, and then nothing is left running.
+    `serve`, `door`, `tunnel_config` and `backend_config` are for callers with more choices than a form has: model,
+    library and order of routes are those of `config` unless they name others. `say` hears each line that a user
+    should read, `show_once` (usually `say`) the password that was made, `on_url` each new public address.
+    `stopping`: give up when it is set. UserError for what does not work, and then nothing is left running.
     """
+    stopping = stopping or threading.Event()
     check_terms(config)
     order = tunnel_order(config, tunnel_config)
     if config.backend not in BACKENDS:
@@ -127,11 +136,11 @@ def launch(
         if config.backend == "builtin":
             launched = _builtin(config, serve, door, library, root, opened)
         else:
-            launched = _foreign(config, door, library, root, opened, say)
+            launched = _foreign(config, backend_config, door, library, root, opened, say, stopping)
         for line in door.announcement():
             (show_once or say)(line)
         if tunnel_config is not None:
-            _open_tunnels(launched, tunnel_config, opened, say, on_url, stopping or threading.Event())
+            _open_tunnels(launched, tunnel_config, opened, say, on_url, stopping)
         launched._ending.push(opened.pop_all())
     return launched
 
@@ -190,7 +199,7 @@ def _tunnels(config: LaunchConfig, order: tuple[str, ...], given: TunnelConfig |
 def _builtin(
     config: LaunchConfig, serve: WebuiConfig | None, door: Door, library: Path, root: Path, opened: ExitStack
 ) -> Launched:
-    files = file_links.find_model(config.model, root, library / "models" / "Stable-diffusion")
+    files = file_links.find_model(config.model, root, library / CHECKPOINTS)
     library.mkdir(parents=True, exist_ok=True)
     choices = serve or WebuiConfig(library=library, folder=root / "webui")
     model = registry.EMBEDDED if files.path == registry.EMBEDDED_FOLDER else files.path
@@ -200,9 +209,40 @@ def _builtin(
 
 
 def _foreign(
-    config: LaunchConfig, door: Door, library: Path, root: Path, opened: ExitStack, say: Say
+    config: LaunchConfig,
+    given: BackendConfig | None,
+    door: Door,
+    library: Path,
+    root: Path,
+    opened: ExitStack,
+    say: Say,
+    stopping: threading.Event,
 ) -> Launched:
-    raise UserError(f"The back end {config.backend} cannot be started yet.", fix="take builtin.")
+    """Another program on a port of its own, reached through our door alone."""
+    from fastsd_lib.webui.backends.config import find_backend
+    from fastsd_lib.webui.reverse_proxy import serve_proxy
+
+    backend = find_backend(config.backend)
+    model = None  # as the program likes
+    if config.model.strip() not in ("", registry.EMBEDDED):
+        model = file_links.find_model(config.model, root, library / CHECKPOINTS)
+    choices = webui_backend.choices(
+        backend,
+        given,
+        model,
+        library,
+        root,
+        config.ref.strip(),
+        bool(control_choice.chosen(config.controlnet)),
+    )
+    running = webui_backend.start(backend, choices, say, stopping)
+    opened.callback(running.stop)
+    server = serve_proxy(running.url, door, config.port, trouble=running.trouble, name=backend.title)
+    opened.callback(server.close)
+    launched = Launched(server, ExitStack())
+    launched.log_tail = running.last_lines
+    launched.trouble = lambda: "" if running.is_running else running.trouble().headline
+    return launched
 
 
 def _open_tunnels(
@@ -229,17 +269,6 @@ def _open_tunnels(
 
     tunnels = Tunnels(launched.server, config, shown, say)
     opened.callback(tunnels.close)
-    decided = threading.Event()
-
-    def heed_stop() -> None:
-        while not decided.wait(0.2):
-            if stopping.is_set():
-                tunnels.close()
-                return
-
-    threading.Thread(target=heed_stop, name="launch", daemon=True).start()
-    try:
+    with webui_backend.heeding(stopping, tunnels.close):
         tunnels.start()
-    finally:
-        decided.set()
-    launched.status = status
+    launched.tunnel_status = status

@@ -7,7 +7,7 @@ import threading
 
 import httpx
 import pytest
-from processes import none_left
+from fake_backends import none_left
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.workflows.webui_launch import LaunchConfig, launch
