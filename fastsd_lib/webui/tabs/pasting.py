@@ -11,7 +11,7 @@ import gradio as gr
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.infotext import read_infotext
 from fastsd_lib.generation.samplers import SAMPLERS, SCHEDULES, find_sampler, find_schedule
-from fastsd_lib.generation.styles import Style
+from fastsd_lib.generation.styles import Style, find_styles
 from fastsd_lib.webui.a1111_checks import SAME
 from fastsd_lib.webui.a1111_infotext import FIELDS, READ
 
@@ -30,15 +30,15 @@ def pasted_values(
 ) -> Pasted:
     """The values that the text has for these fields. Values that cannot be are left out, with a warning."""
     found = read_infotext(infotext, styles)
+    found.setdefault("Styles array", [])
     pasted = Pasted(found)
-    if fields.get("styles") is not None:
-        found.setdefault("Styles array", [])
     for key, name in FIELDS.items():
         if name in fields and key in found:
             try:
                 pasted.values[name] = _value(name, found[key], fields[name])
             except (ValueError, UserError):
                 pasted.warnings.append(f"{key} is {str(found[key])[:80]!r} in this text; it was left out.")
+    _take_styles_out_of_second_pass(pasted, styles)
     if "Sampler" in found and "scheduler" in fields:
         _take_fused_schedule(pasted)
     if "enable_hr" in fields:
@@ -62,6 +62,16 @@ def _value(name: str, said: Any, component: gr.components.Component) -> Any:
         number = float(said)
         return int(number) if number.is_integer() else number
     return said
+
+
+def _take_styles_out_of_second_pass(pasted: Pasted, styles: Mapping[str, Style]) -> None:
+    """Prompts of its own had the styles put in, too, and get them again."""
+    for name, half in (("hr_prompt", "prompt"), ("hr_negative_prompt", "negative_prompt")):
+        if pasted.values.get(name):
+            halves = {
+                style: Style(style, getattr(styles[style], half)) for style in pasted.found["Styles array"]
+            }
+            pasted.values[name] = find_styles(pasted.values[name], "", halves)[1]
 
 
 def _take_fused_schedule(pasted: Pasted) -> None:
