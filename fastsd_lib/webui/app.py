@@ -30,6 +30,7 @@ from fastsd_lib.webui.tabs import (
     queue,
     quick_settings,
     settings,
+    train,
     txt2img,
 )
 from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, Usual
@@ -47,6 +48,7 @@ TABS: tuple[tuple[str, str, Any], ...] = (
     ("img2img", "img2img", img2img),
     ("extras", "Extras", extras),
     ("png_info", "PNG Info", png_info),
+    ("train", "Train", train),
     ("models", "Models", models),
     ("settings", "Settings", settings),
     ("queue", "Queue", queue),

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from fastsd_lib.core.progress import duration
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.webui.trainings import State, Task
 from fastsd_lib.workflows.training_process import TrainingProcess, why_it_ended
@@ -63,8 +62,7 @@ class RunningTraining:
         if task is None:
             return "Starting."
         if task.name in self._stages:
-            left = f" · about {duration(self.eta_s)} left" if self.eta_s else ""
-            return f"Training the {task.name}: step {self.step:,} of {self.total_steps:,}{left}"
+            return f"Training the {task.name}: step {self.step:,} of {self.total_steps:,}"
         count = f" {task.done:,} of {task.total:,}" if task.total > 1 else ""
         return f"{task.name[:1].upper()}{task.name[1:]}{count}"
 

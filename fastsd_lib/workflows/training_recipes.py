@@ -88,7 +88,7 @@ def base_of(text: str, shelf: Shelf, session: Session) -> str:
 
 
 def suggested(session: Session, base: str, method: str) -> DreamBoothConfig:
-    """The session's own recipe where it is for this base model and method, else what suits these two.
+    """The session's own recipe where it is for this base model and method ("" = its own), else what suits these two.
 
     The instance prompt is "" where nobody has written one yet.
     """
@@ -96,10 +96,11 @@ def suggested(session: Session, base: str, method: str) -> DreamBoothConfig:
     trained_on = sessions.read_manifest(session).get("base_model")
     prompt = str(written.get("instance_prompt") or "")
     asked = [f"instance_prompt={prompt or _NAMELESS}"]
+    method = method or str(written.get("method") or "full")
     if trained_on and (trained_on != base or written.get("method", "full") != method):
         config = _suiting(base, method, prompt or _NAMELESS, str(written.get("class_prompt") or ""))
     else:
-        asked += [f"method={method}"] if method else []
+        asked.append(f"method={method}")
         _, config = dreambooth.planned(session, model=base, choices=asked)
         config = config if trained_on else replace(config, resolution_px=_resolution(base, config))
     return config if prompt else replace(config, instance_prompt="")

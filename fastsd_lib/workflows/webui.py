@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class WebuiConfig:
     ui: bool = True  # False: the HTTP API alone, which starts sooner
     library: Path | None = None  # models/Stable-diffusion, models/Lora, embeddings ... lie below it
     folder: Path | None = None  # pictures, history and settings; None = webui/ where sessions live
+    root: Path | None = None  # where sessions live, for the Train tab; None = the usual place
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
@@ -91,6 +93,7 @@ def start(config: WebuiConfig, door: Door | None = None, port: int | None = 7860
     from fastsd_lib.webui.door import LOOPBACK
     from fastsd_lib.webui.options import Options
     from fastsd_lib.webui.server import serve_app
+    from fastsd_lib.workflows.trainings import SessionTrainings
 
     settings = Options(folder / "options.json")  # a damaged file is said before the model takes its seconds
     history = History(folder / "history.sqlite")
@@ -107,15 +110,20 @@ def start(config: WebuiConfig, door: Door | None = None, port: int | None = 7860
     limits = QueueLimits(most_waiting=config.most_waiting) if config.most_waiting else QueueLimits()
     service = Service(shelf, history, limits)
 
+    trainings = SessionTrainings(service, config.root) if config.ui else None
+
     def close() -> None:
+        if trainings is not None:
+            trainings.close()
         service.close()
         history.close()
 
     try:
         page = None
         if config.ui:
-            from fastsd_lib.webui.app import build_page as page  # gradio loads here
+            from fastsd_lib.webui.app import build_page  # gradio loads here
 
+            page = partial(build_page, trainings=trainings)
         flags = ApiFlags(fetch_urls=config.fetch_urls, server_stop=config.server_stop)
         app = api_app(service, settings=settings, pictures_dir=folder / "outputs", page=page, flags=flags)
         return serve_app(app, door or LOOPBACK, port, closing=close, stopping=app.state.context.stopping)

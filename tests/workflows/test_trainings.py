@@ -95,6 +95,9 @@ def test_from_photos_to_a_model_and_a_lora_on_the_shelf(trainings, service):
     assert (shown.state, shown.step, shown.total_steps, shown.problem) == ("finished", 9, 9, "")
     assert "<svg" in shown.curve and sorted(losses(trainings)) == list(range(1, 10))
     assert shown.samples[0].name == "step_000009_1.png"
+    again = trainings.suggested(NAME)  # what it was trained with
+    assert (again.base_model, again.values["method"], again.values["unet_steps"]) == ("embedded", "lora", 6)
+    assert trainings.suggested(NAME, "1.5", "lora").values["instance_prompt"] == "a photo of sks monster"
     assert trainings.use(NAME).prompt == "a photo of sks monster"
     assert service.shelf.find(trainings.use(NAME).model).path == shown.model
     use = trainings.use(NAME, "lora")
