@@ -6,6 +6,7 @@ import gradio as gr
 
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.tabs import (
+    control_panel,
     extra_cards,
     hires_box,
     prompt_box,
@@ -31,6 +32,7 @@ def build(desk: Desk) -> None:
                 sampling.build_seed(desk, form)
                 sampling.build_tiling(desk, form)
                 hires_box.build(desk, form)
+                control_panel.build(desk, form)
                 scripts_panel.build(desk, form)
             extra_cards.build(desk, "txt2img")
         panel = results.build(desk, "txt2img")
