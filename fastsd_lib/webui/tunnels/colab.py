@@ -17,7 +17,7 @@ UNREACHED = "allow cookies of googleusercontent.com in this browser, or take the
 
 
 def open_colab(opening: Opening) -> Claim:
-    """Ask the notebook's page for the address of our port, and have it fetch the nonce from there.
+    """Ask the notebook's page for the address of our port, and have it send the nonce there.
 
     This machine cannot: the proxy knows people by their browser.
     """
@@ -38,17 +38,16 @@ def open_colab(opening: Opening) -> Claim:
         )
 
     def ask(nonce: str) -> str:
-        address = json.dumps(f"{url}/.fsd/{nonce}")
+        """The answer is another site's to the notebook's page, which cannot read it: the guard knows that it was asked."""
         asking = (
-            f"(async () => {{ try {{ const answer = await fetch({address}, {{credentials: 'include'}});"
-            " return answer.status + ' ' + (await answer.text()).slice(0, 200) }"
-            " catch (error) { return String(error) } })()"
+            f"fetch({json.dumps(f'{url}/.fsd/{nonce}')}, {{mode: 'no-cors', credentials: 'include'}})"
+            ".then(() => 'answered', error => String(error))"
         )
         try:
             told = str(within(max(2.0, min(ASKING_S, opening.left_s)), lambda: _in_page(output, asking)))
         except PAGE_TROUBLES as error:
             return f"the notebook's page does not answer: {error}"
-        return "" if told == f"200 {nonce}" else f"the browser says: {told[:120]}"
+        return "" if told == "answered" else f"the browser says: {told[:120]}"
 
     return Claim(url, NOTES, unreached=UNREACHED, ask=ask)
 

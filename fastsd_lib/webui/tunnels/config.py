@@ -29,7 +29,7 @@ class Origin(Protocol):
     """The server that a tunnel leads to: webui.server.Server."""
 
     port: int
-    guard: Any  # answer_nonce(nonce), forget_nonce(nonce)
+    guard: Any  # answer_nonce(nonce), was_asked_for(nonce), forget_nonce(nonce)
 
     def ask_for_password(self) -> list[str]: ...
     def add_tunnel(self, url: str) -> list[str]: ...

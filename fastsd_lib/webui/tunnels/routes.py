@@ -34,7 +34,6 @@ class OpenTunnel:
 
     tunnel: Tunnel
     child: Child | None
-    ask: Callable[[str], str] | None  # of Claim
     cleanup: ExitStack = field(repr=False, default_factory=ExitStack)
 
     def close(self) -> None:
@@ -69,9 +68,14 @@ def open_tunnel(
         claim = TUNNELS[name](opening)
         origin.add_tunnel(claim.url)
         opening.cleanup.callback(origin.remove_tunnel, claim.url)
-        ask = claim.ask or (
-            lambda nonce: ask_once(claim.url, nonce, max(1.0, min(ONE_TRY_S, opening.left_s)))
-        )
+
+        def ask(nonce: str) -> str:
+            if claim.ask is None:
+                return ask_once(claim.url, nonce, max(1.0, min(ONE_TRY_S, opening.left_s)))
+            trouble = claim.ask(nonce)
+            arrived = origin.guard.was_asked_for(nonce)
+            return trouble or ("" if arrived else "the request did not arrive here")
+
         ended = claim.child.ended if claim.child else threading.Event()
         trouble = came_back(origin, ask, opening.until, lambda: stop.is_set() or ended.is_set())
         if trouble:
@@ -82,4 +86,4 @@ def open_tunnel(
         opening.cleanup.close()
         raise
     pid = claim.child.pid if claim.child else None
-    return OpenTunnel(Tunnel(claim.url, name, claim.notes, pid), claim.child, claim.ask, opening.cleanup)
+    return OpenTunnel(Tunnel(claim.url, name, claim.notes, pid), claim.child, opening.cleanup)

@@ -29,6 +29,7 @@ class Patience:
         30.0,
     )  # before the restarts of one route; then the next route
     limit_s: float = LIMIT_S  # for one try
+    answer_s: float = ONE_TRY_S  # for one nonce of an address that was up
     round_s: float = 60.0  # after all routes failed, once one had been up
     flaps: int = 40  # so many ends ...
     flapping_s: float = 300.0  # ... in so long a time: the route is no good
@@ -55,6 +56,7 @@ class Tunnels:
         self._tunnel: Tunnel | None = None
         self._trouble: UserError | None = None
         self._was_up = False
+        self._before: dict[str, str] = {}  # the last address of each route, to be asked for again
         self._ends: deque[float] = deque(maxlen=patience.flaps)
         self._thread = threading.Thread(target=self._run, name="tunnels", daemon=True)
 
@@ -126,10 +128,10 @@ class Tunnels:
 
     def _keep_up(self, route: str, failures: list[UserError], rest: list[str]) -> bool:
         """Stay with a route until it fails for good, which `failures` then tell; True if it had been up."""
-        was_up, restarts, before = False, 0, ""
+        was_up, restarts = False, 0
         while not self._stop.is_set():
             try:
-                opened = self._open(route, before)
+                opened = self._open(route)
             except UserError as error:
                 if not was_up or restarts >= len(self._patience.backoff_s):
                     failures.append(error)
@@ -138,7 +140,7 @@ class Tunnels:
                 self._tell(f"{error.message.splitlines()[0]} Trying again.")
             else:
                 failures.clear()
-                was_up, restarts, before = True, 0, opened.tunnel.url
+                was_up, restarts, self._before[route] = True, 0, opened.tunnel.url
                 self._announce(opened.tunnel)
                 reason = self._watch(opened)
                 self._tunnel = None
@@ -154,13 +156,13 @@ class Tunnels:
             restarts += 1
         return was_up
 
-    def _open(self, route: str, before: str) -> OpenTunnel:
+    def _open(self, route: str) -> OpenTunnel:
         return open_tunnel(
             route,
             self._origin,
             self._config,
             self._patience.limit_s,
-            before,
+            self._before.get(route, ""),
             self._stop,
             self._wake.set,
             self._tell,
@@ -192,7 +194,7 @@ class Tunnels:
         trouble = ""
         for _ in range(2):
             with nonce_of(self._origin) as nonce:
-                trouble = ask_once(opened.tunnel.url, nonce)
+                trouble = ask_once(opened.tunnel.url, nonce, self._patience.answer_s)
             if not trouble or self._stop.is_set() or (opened.child and opened.child.ended.is_set()):
                 return trouble
             self._stop.wait(1.0)

@@ -54,11 +54,22 @@ async def ngrok(mode: str, arguments: list[str]) -> None:
     token, upstream = config["agent"]["authtoken"], config["endpoints"][0]["upstream"]["url"]
     assert config["version"] == "3" and arguments[:2] == ["start", "fastsd"]
     port = int(upstream.removeprefix("http://127.0.0.1:"))
-    say(f't=2026 lvl=info msg="open config file" path=x token={token}')  # the real one shows none: ours must mask it
-    refused = {"noauth": "4018", "revoked": "107", "malformed": "105", "limit": "108", "online": "334", "old": "120"}
+    say(
+        f't=2026 lvl=info msg="open config file" path=x token={token}'
+    )  # the real one shows none: ours must mask it
+    refused = {
+        "noauth": "4018",
+        "revoked": "107",
+        "malformed": "105",
+        "limit": "108",
+        "online": "334",
+        "old": "120",
+    }
     if mode in refused:
         code = f"ERR_NGROK_{refused[mode]}"
-        say(f't=2026 lvl=eror msg="failed to reconnect session" obj=tunnels.session err="refused\\r\\n\\r\\n{code}\\r\\n"')
+        say(
+            f't=2026 lvl=eror msg="failed to reconnect session" obj=tunnels.session err="refused\\r\\n\\r\\n{code}\\r\\n"'
+        )
         say(f"ERROR:  {code}")
         raise SystemExit(1)
     answers = {
@@ -66,19 +77,25 @@ async def ngrok(mode: str, arguments: list[str]) -> None:
         "unreached": plain_answer("502 Bad Gateway", b"no", "ngrok-error-code: ERR_NGROK_8012"),
     }
     server, public = await forward(port, answers.get(mode, b""))
-    listing = json.dumps({"endpoints": [{"name": "fastsd", "url": f"http://standin.localhost:{public}"}]}).encode()
+    listing = json.dumps(
+        {"endpoints": [{"name": "fastsd", "url": f"http://standin.localhost:{public}"}]}
+    ).encode()
     _, web = await forward(0, plain_answer("200 OK", listing))
     say(f't=2026 lvl=info msg="starting web service" obj=web addr=127.0.0.1:{web} allow_hosts=[]')
     say('t=2026 lvl=info msg="client session established" obj=tunnels.session')
     if mode != "quiet":  # then only its interface tells
-        say(f't=2026 lvl=info msg="started tunnel" obj=tunnels name=fastsd addr={upstream} url=http://standin.localhost:{public}')
+        say(
+            f't=2026 lvl=info msg="started tunnel" obj=tunnels name=fastsd addr={upstream} url=http://standin.localhost:{public}'
+        )
     await server.serve_forever()
 
 
 async def frpc(mode: str, arguments: list[str]) -> None:
     port = int(arguments[arguments.index("-l") + 1])
     if mode == "refused":
-        say("2026/11/21 [W] [service.go:128] login to server failed: dial tcp 127.0.0.1:7000: connect: connection refused")
+        say(
+            "2026/11/21 [W] [service.go:128] login to server failed: dial tcp 127.0.0.1:7000: connect: connection refused"
+        )
         await asyncio.sleep(60)
     server, public = await forward(port)
     say(f"2026/11/21 [I] [control.go:172] [random] start proxy success: http://standin.localhost:{public}")
@@ -88,8 +105,8 @@ async def frpc(mode: str, arguments: list[str]) -> None:
 async def cloudflared(mode: str, arguments: list[str]) -> None:
     port = int(arguments[arguments.index("--url") + 1].rpartition(":")[2])
     error = {
-        "limit": 'ERR Error unmarshaling QuickTunnel response: error code: 1015 error="..." status_code="429 Too Many Requests"',
-        "offline": 'failed to request quick Tunnel: Post "https://api.trycloudflare.com/tunnel": dial tcp: lookup: no such host',
+        "limit": 'ERR Error unmarshaling QuickTunnel response: error code: 1015 status_code="429 Too Many Requests"',
+        "offline": 'failed to request quick Tunnel: Post "https://api.trycloudflare.com/tunnel": lookup: no such host',
     }
     if mode in error:
         print(error[mode], file=sys.stderr, flush=True)
@@ -122,7 +139,9 @@ def main() -> None:
     if mode == "floods":  # no line ever ends
         while True:
             sys.stdout.write("." * 65536)
-    asyncio.run({"ngrok": ngrok, "frpc": frpc, "cloudflared": cloudflared, "proxy": proxy}[client](mode, arguments))
+    asyncio.run(
+        {"ngrok": ngrok, "frpc": frpc, "cloudflared": cloudflared, "proxy": proxy}[client](mode, arguments)
+    )
 
 
 if __name__ == "__main__":

@@ -102,16 +102,22 @@ def test_no_host_no_server_and_no_key_are_named(origin, ssh_host, tmp_path):
     assert "no host is given" in refused(origin, TunnelConfig(order=("ssh",))).message
     closed = dataclasses.replace(ssh_host[1], ssh_host=f"me@127.0.0.1:{free_port()}")
     assert "refuses the connection" in refused(origin, closed).message
-    assert "cannot be read" in refused(origin, dataclasses.replace(ssh_host[1], ssh_key=tmp_path / "x")).message
-    assert "no host me@nowhere.invalid" in refused(
-        origin, dataclasses.replace(ssh_host[1], ssh_host="me@nowhere.invalid")
-    ).message
+    assert (
+        "cannot be read" in refused(origin, dataclasses.replace(ssh_host[1], ssh_key=tmp_path / "x")).message
+    )
+    assert (
+        "no host me@nowhere.invalid"
+        in refused(origin, dataclasses.replace(ssh_host[1], ssh_host="me@nowhere.invalid")).message
+    )
 
 
 def test_a_host_that_prints_the_address_it_gives_is_understood(origin, ssh_host):
     port = free_port()
     said = f"Welcome! See https://docs.example/\nForwarding HTTP traffic from http://mine.localhost:{port}"
-    with sshd(f"ForceCommand printf '%s\\n' '{said.splitlines()[0]}' '{said.splitlines()[1]}'; sleep 60") as (_, config):
+    with sshd(f"ForceCommand printf '%s\\n' '{said.splitlines()[0]}' '{said.splitlines()[1]}'; sleep 60") as (
+        _,
+        config,
+    ):
         config = dataclasses.replace(config, ssh_prints_url=True, ssh_remote_port=port)
         opened = open_tunnel("ssh", origin, config)
         opened.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tunnel_app import check_everything, reached
+from tunnel_app import check_everything, reached, served_app
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.tunnels import gradio_share
@@ -71,7 +71,9 @@ def client(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("route, mode", [("ngrok", "ok"), ("ngrok", "quiet"), ("gradio", "ok"), ("cloudflared", "ok")])
+@pytest.mark.parametrize(
+    "route, mode", [("ngrok", "ok"), ("ngrok", "quiet"), ("gradio", "ok"), ("cloudflared", "ok")]
+)
 def test_everything_comes_through(route, mode, origin, client):
     opened = open_tunnel(route, origin, client(route, mode))
     try:
@@ -83,7 +85,10 @@ def test_everything_comes_through(route, mode, origin, client):
 
 @pytest.mark.parametrize("route, mode, said, fix", FAILURES, ids=[f"{one[0]} {one[1]}" for one in FAILURES])
 def test_each_failure_has_a_name_and_a_way_out_in_time(route, mode, said, fix, origin, client):
-    limit_s, began = 1.5 if mode in ("silent", "floods", "elsewhere", "offline", "unreached") else LIMIT_S, time.monotonic()
+    limit_s, began = (
+        1.5 if mode in ("silent", "floods", "elsewhere", "offline", "unreached") else LIMIT_S,
+        time.monotonic(),
+    )
     with pytest.raises(UserError) as caught:
         open_tunnel(route, origin, client(route, mode), limit_s)
     assert time.monotonic() - began < min(limit_s, 10) + 5
@@ -99,7 +104,9 @@ def test_no_route_takes_longer_than_fifty_seconds_with_its_cleaning_up():
 # ------------------------------------------------------------------ ngrok
 
 
-def test_the_token_stands_in_no_list_of_programs_no_output_and_no_file_that_stays(origin, client, tmp_path, capfd):
+def test_the_token_stands_in_no_list_of_programs_no_output_and_no_file_that_stays(
+    origin, client, tmp_path, capfd
+):
     seen, over = [], threading.Event()
 
     def look() -> None:
@@ -182,7 +189,11 @@ def test_a_program_of_ones_own_needs_its_checksum(origin, client):
 
 def test_a_missing_cloudflared_says_where_to_get_it(origin, tmp_path):
     with pytest.raises(UserError) as caught:
-        open_tunnel("cloudflared", origin, TunnelConfig(order=("cloudflared",), programs={"cloudflared": tmp_path / "x"}))
+        open_tunnel(
+            "cloudflared",
+            origin,
+            TunnelConfig(order=("cloudflared",), programs={"cloudflared": tmp_path / "x"}),
+        )
     assert "github.com/cloudflare/cloudflared/releases" in caught.value.fix
 
 
@@ -194,16 +205,23 @@ def colab(origin, monkeypatch):
     url = f"http://standin.localhost:{int(proxy.stdout.readline())}"
 
     class Page:
-        answers = True
+        reaches = url  # where its requests to the proxy end up
 
         @staticmethod
         def eval_js(script: str, timeout_sec: float | None = None):
             if "proxyPort" in script:
                 return url + "/"
             address = re.search(r'fetch\("([^"]+)"', script)[1]
+            if not Page.reaches:
+                return "TypeError: Failed to fetch"
             base, headers = reached(url)
-            answer = httpx.get(address.replace(url, base), headers=headers, trust_env=False)
-            return f"{answer.status_code} {answer.text}" if Page.answers else "TypeError: Failed to fetch"
+            headers |= {
+                "Sec-Fetch-Site": "cross-site",
+                "Sec-Fetch-Mode": "no-cors",
+                "Sec-Fetch-Dest": "empty",
+            }
+            httpx.get(address.replace(url, base if Page.reaches == url else Page.reaches), headers=headers)
+            return "answered"  # with what, such a page cannot see
 
     package, module = types.ModuleType("google"), types.ModuleType("google.colab")
     module.output = Page
@@ -214,7 +232,7 @@ def colab(origin, monkeypatch):
     proxy.wait()
 
 
-def test_colabs_proxy_is_believed_when_the_notebooks_page_got_the_nonce(origin, colab):
+def test_colabs_proxy_is_believed_when_the_nonce_of_the_notebooks_page_arrives(origin, colab):
     opened = open_tunnel("colab", origin, TunnelConfig(order=("colab",)))
     assert opened.tunnel.pid is None and "Only you" in opened.tunnel.notes[0]
     check_everything(opened.tunnel.url)
@@ -223,10 +241,17 @@ def test_colabs_proxy_is_believed_when_the_notebooks_page_got_the_nonce(origin, 
 
 
 def test_colabs_proxy_that_the_browser_cannot_reach_is_named(origin, colab):
-    colab.answers = False
+    colab.reaches = ""
     with pytest.raises(UserError, match="the browser says: TypeError") as caught:
         open_tunnel("colab", origin, TunnelConfig(order=("colab",)), 2.0)
     assert "cookies" in caught.value.fix
+
+
+def test_a_request_that_ends_elsewhere_is_no_proof(origin, colab):
+    with served_app() as other:
+        colab.reaches = other.url.rstrip("/")
+        with pytest.raises(UserError, match="did not arrive here"):
+            open_tunnel("colab", origin, TunnelConfig(order=("colab",)), 2.0)
 
 
 def test_elsewhere_there_is_no_colab_proxy(origin):

@@ -53,7 +53,9 @@ async def _echo(socket: WebSocket) -> None:
     await socket.accept()
     for _ in range(2):
         message = await socket.receive()
-        await socket.send({"type": "websocket.send", **{k: message[k] for k in ("text", "bytes") if k in message}})
+        await socket.send(
+            {"type": "websocket.send", **{k: message[k] for k in ("text", "bytes") if k in message}}
+        )
     await socket.close()
 
 
@@ -107,9 +109,13 @@ def check_everything(url: str) -> dict[str, float]:
                     came.append((line, time.monotonic()))
         assert [line for line, _ in came] == [f"data: {number}" for number in range(EVENTS)]
         spread = came[-1][1] - came[0][1]
-        assert spread > BETWEEN_S * (EVENTS - 1) * 0.6, f"all events came within {spread:.2f} s: they were held back"
+        assert spread > BETWEEN_S * (EVENTS - 1) * 0.6, (
+            f"all events came within {spread:.2f} s: they were held back"
+        )
         sent, began = os.urandom(UPLOAD_BYTES), time.monotonic()
-        told = user.post("/hash", content=sent, headers={"Content-Type": "multipart/form-data; boundary=x"}).json()
+        told = user.post(
+            "/hash", content=sent, headers={"Content-Type": "multipart/form-data; boundary=x"}
+        ).json()
         took = time.monotonic() - began
         assert told == {"sha256": hashlib.sha256(sent).hexdigest(), "bytes": UPLOAD_BYTES}
     asyncio.run(_talk(url))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -55,16 +54,25 @@ class Host:
     log: Path
 
     def freeze(self, on: bool = True) -> None:
-        os.killpg(self.process.pid, signal.SIGSTOP if on else signal.SIGCONT)
+        for one in self._family():
+            with suppress(psutil.NoSuchProcess):
+                one.suspend() if on else one.resume()
 
     def stop(self) -> None:
+        """Ends the sessions of sshd too, which leave its process group."""
         self.freeze(False)
-        os.killpg(self.process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(2)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        family = self._family()
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs([one for one in family if one.pid != self.process.pid], 5)
         self.process.wait(5)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [(one := psutil.Process(self.process.pid)), *one.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
 
 @contextmanager
@@ -80,7 +88,9 @@ def sshd(options: str = "", port: int | None = None) -> Iterator[tuple[Host, Tun
         (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}\n")
         settings = f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\n"
         settings += f"AuthorizedKeysFile {folder}/authorized_keys\nPidFile none\nUsePAM no\nStrictModes no\n"
-        settings += "PermitRootLogin prohibit-password\nPasswordAuthentication no\nAllowTcpForwarding remote\n"
+        settings += (
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nAllowTcpForwarding remote\n"
+        )
         (folder / "sshd_config").write_text(f"{options}\n{settings}GatewayPorts no\n")
         command = [str(program), "-D", "-e", "-f", str(folder / "sshd_config")]
         if os.geteuid() == 0:
@@ -88,7 +98,9 @@ def sshd(options: str = "", port: int | None = None) -> Iterator[tuple[Host, Tun
         log = folder / "log"
         environment = {**os.environ, "LD_LIBRARY_PATH": libraries} if libraries else dict(os.environ)
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, start_new_session=True, env=environment
+            )
         host = Host(process, port, log)
         try:
             _until_listening(host)
@@ -201,10 +213,12 @@ def _until_listening(host: Host) -> None:
 
 
 def clients_running() -> list[str]:
-    """The command lines of all tunnel clients and minders on this machine that this program started."""
+    """The command lines of the tunnel clients and minders that this program started, and of those left by nobody."""
     found = []
-    for one in psutil.process_iter(["cmdline", "pid"]):
+    mine = {one.pid for one in psutil.Process().children(recursive=True)}
+    for one in psutil.process_iter(["cmdline", "pid", "ppid"]):
         line = " ".join(one.info["cmdline"] or ())
-        if "minder.py" in line or "ServerAliveInterval" in line or "--subdomain" in line or "standin" in line:
+        signs = ("minder.py", "ServerAliveInterval", "--subdomain", "standins.py")
+        if (one.info["pid"] in mine or one.info["ppid"] == 1) and any(sign in line for sign in signs):
             found.append(f"{one.info['pid']}: {line[:150]}")
     return found
