@@ -10,7 +10,7 @@ SYSTEM_FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Deja
 SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace")
 PAGE = Path(__file__).parent / "page"  # its style sheets and scripts, each in a file of its own
 #: Of the scripts those that run when the page is loaded; the others belong to one component.
-SCRIPTS = ("prompts.js", "frame.js", "tasks.js", "canvas.js", "preferences.js")
+SCRIPTS = ("prompts.js", "frame.js", "tasks.js", "canvas.js", "img2img.js", "preferences.js")
 
 
 def styles() -> str:

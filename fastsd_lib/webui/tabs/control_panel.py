@@ -22,7 +22,7 @@ from fastsd_lib.generation.control_request import (
 from fastsd_lib.webui.context import ApiContext
 from fastsd_lib.webui.controlnet_api import CONTROL_TYPES, DetectBody, detected, module_of, of_type
 from fastsd_lib.webui.tabs.canvas import Drawn, canvas, drawn_of
-from fastsd_lib.webui.tabs.desk import AT_ONCE, QUIET, Desk, told
+from fastsd_lib.webui.tabs.desk import AT_ONCE, QUIET, Desk, icon_button, told
 from fastsd_lib.webui.tabs.form import Form, as_base64
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _read(units: list[Unit], values: Mapping[str, Any], body: dict[str, Any]) ->
 def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Component]:
     with gr.Row(elem_classes="controlnet-head"):
         enabled = gr.Checkbox(False, label="Enable", elem_id=f"{prefix}_enable", min_width=100)
-        perfect = gr.Checkbox(False, label="Pixel Perfect", min_width=120)
+        perfect = gr.Checkbox(False, label="Pixel Perfect", elem_id=f"{prefix}_perfect", min_width=120)
     with gr.Row(equal_height=False):
         about = "The picture of this unit" + (
             "; none = the one that is drawn over" if kind == "img2img" else ""
@@ -99,7 +99,7 @@ def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Componen
         )  # fmt: skip
     kinds = _kinds(titles)
     type_ = gr.Radio(kinds, value="All", label="Control Type", elem_id=f"{prefix}_type")
-    with gr.Row(elem_classes="controlnet-model"):
+    with gr.Row(elem_classes=["with-tool", "controlnet-model"]):
         module = gr.Dropdown(
             list(MODULES),
             value="none",
@@ -108,7 +108,7 @@ def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Componen
             scale=5,
             min_width=140,
         )
-        explode = gr.Button("💥", elem_id=f"{prefix}_run", elem_classes="tool-button", scale=0, min_width=40)
+        explode = icon_button("Show what the preprocessor makes of the picture", "spark", f"{prefix}_run")
         model = gr.Dropdown(
             ["None", *titles],
             value="None",
@@ -117,9 +117,8 @@ def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Componen
             scale=5,
             min_width=140,
         )
-        again = gr.Button(
-            "🔄", elem_id=f"{prefix}_refresh", elem_classes="tool-button", scale=0, min_width=40
-        )
+        again = icon_button("Look for ControlNets again", "again", f"{prefix}_refresh")
+
     with gr.Row():
         weight = gr.Slider(0, 2, 1, step=0.05, label="Control Weight", min_width=120)
         start = gr.Slider(0, 1, 0, step=0.01, label="Starting Control Step", min_width=120)

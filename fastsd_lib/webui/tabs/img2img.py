@@ -11,7 +11,16 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.batches import scaled
 from fastsd_lib.webui.extras_api import caption_of
-from fastsd_lib.webui.tabs import batch, control_panel, prompt_box, results, sampling, scripts_panel, sources
+from fastsd_lib.webui.tabs import (
+    batch,
+    control_panel,
+    extra_cards,
+    prompt_box,
+    results,
+    sampling,
+    scripts_panel,
+    sources,
+)
 from fastsd_lib.webui.tabs.canvas import Drawn, canvas, drawn_of, value_of
 from fastsd_lib.webui.tabs.desk import AT_ONCE, QUIET, Desk, Receiver, told
 from fastsd_lib.webui.tabs.form import Form, as_base64
@@ -31,37 +40,44 @@ def build(desk: Desk) -> None:
     form = desk.forms["img2img"] = Form("img2img", styles=lambda: known_styles(desk.context))
     box = prompt_box.build(desk, form)
     with gr.Row(elem_classes=["studio"]):
-        with gr.Column(elem_classes=["settings"], elem_id="img2img_settings"):
-            tabs, inner, batches = _sources(form)
-            with gr.Row(elem_classes=["send-to"], elem_id="img2img_copy_to") as row:
-                copies, ask = _copies()
-            masking = _mask_choices(form)
-            form.fields["resize_mode"] = gr.Radio(
-                _numbered(RESIZE_MODES), value=0, label="Resize mode", elem_id="resize_mode"
-            )
-            sampling.build_sampler(desk, form)
-            measure, hint = _sizes(desk, form)
-            sampling.build_batches(desk, form)
-            sampling.build_guidance(desk, form)
-            form.fields["denoising_strength"] = gr.Slider(
-                0, 1, 0.75, step=0.01, label="Denoising strength", buttons=[],
-                elem_id="img2img_denoising_strength",
-            )  # fmt: skip
-            sampling.build_seed(desk, form)
-            control_panel.build(desk, form)
-            scripts_panel.build(desk, form)
+        with gr.Column(elem_classes=["settings"], elem_id="img2img_settings"), gr.Tabs():
+            with gr.Tab("Generation", elem_id="img2img_generation"):
+                _generation(desk, form)
+            extra_cards.build(desk, "img2img")
         panel = results.build(desk, "img2img")
     form.readers.insert(0, sources.read)
     results.connect(desk, form, panel, box)
+
+
+# ------------------------------------------------------------------ what stands where
+
+
+def _generation(desk: Desk, form: Form) -> None:
+    """The pictures and all fields, and what happens among them."""
+    tabs, inner, batches = _sources(form)
+    with gr.Row(elem_classes=["send-to"], elem_id="img2img_copy_to") as row:
+        copies, ask = _copies()
+    masking = _mask_choices(form)
+    form.fields["resize_mode"] = gr.Radio(
+        _numbered(RESIZE_MODES), value=0, label="Resize mode", elem_id="resize_mode"
+    )
+    sampling.build_sampler(desk, form)
+    measure, hint = _sizes(desk, form)
+    sampling.build_batches(desk, form)
+    sampling.build_guidance(desk, form)
+    form.fields["denoising_strength"] = gr.Slider(
+        0, 1, 0.75, step=0.01, label="Denoising strength", buttons=[], elem_id="img2img_denoising_strength"
+    )
+    sampling.build_seed(desk, form)
+    sampling.build_tiling(desk, form)
+    control_panel.build(desk, form)
+    scripts_panel.build(desk, form)
     _follow(form, inner, masking, row)
     _measure(form, measure, hint)
     _copy(form, tabs, copies)
     _interrogate(desk, form, ask)
     batch.connect(desk, form, batches)
     _receive(desk, form, tabs)
-
-
-# ------------------------------------------------------------------ what stands where
 
 
 def _sources(form: Form) -> tuple[gr.Tabs, dict[str, gr.Tab], batch.Parts]:
