@@ -34,8 +34,8 @@ def cast_chunks(chunks: Iterable[bytes], name: str, source: str, target: str) ->
     import numpy as np
 
     for chunk in chunks:  # a chunk is a mebibyte: whole values always
-        values = _to_float32(np.frombuffer(chunk, dtype=np.uint8), source)
-        result = _from_float32(values, target)
+        values = to_float32(np.frombuffer(chunk, dtype=np.uint8), source)
+        result = from_float32(values, target)
         if target == "F16" and np.isinf(result).any() and np.isfinite(values[np.isinf(result)]).any():
             raise UserError(
                 f"The weight {name} holds values beyond 65504, which fp16 cannot store.",
@@ -44,7 +44,8 @@ def cast_chunks(chunks: Iterable[bytes], name: str, source: str, target: str) ->
         yield result.tobytes()
 
 
-def _to_float32(raw: np.ndarray, source: str) -> np.ndarray:
+def to_float32(raw: np.ndarray, source: str) -> np.ndarray:
+    """Bytes of one of FLOATS as float32 values, in one row."""
     import numpy as np
 
     if source == "BF16":  # the upper half of a float32
@@ -52,7 +53,8 @@ def _to_float32(raw: np.ndarray, source: str) -> np.ndarray:
     return raw.view("<f2" if source == "F16" else "<f4").astype(np.float32, copy=False)
 
 
-def _from_float32(values: np.ndarray, target: str) -> np.ndarray:
+def from_float32(values: np.ndarray, target: str) -> np.ndarray:
+    """float32 values as one of FLOATS, for their bytes; what F16 cannot store becomes infinite."""
     import numpy as np
 
     if target == "BF16":

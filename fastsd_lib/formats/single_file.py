@@ -62,7 +62,7 @@ def export_single_file(
     if not pipeline_configs.is_stock_sd1(configs):
         header[pipeline_configs.METADATA_KEY] = pipeline_configs.pack(configs)
     with atomic_path(out) as scratch:
-        _write_and_verify(scratch, out, tensors, header, report, hash_key="modelspec.hash_sha256")
+        write_and_verify(scratch, out, tensors, header, report, hash_key="modelspec.hash_sha256")
     return ModelFiles("sd1", "single_file", out)
 
 
@@ -89,7 +89,7 @@ def import_single_file(
                 for name, weight in weights.items()
             ]
             with atomic_path(scratch / part / f"{WEIGHT_NAMES[part]}.safetensors") as file:
-                _write_and_verify(file, out_dir / part, tensors, {"format": "pt"}, report)
+                write_and_verify(file, out_dir / part, tensors, {"format": "pt"}, report)
         if out_dir.exists():
             out_dir.rmdir()  # empty: checked above
         os.replace(scratch, out_dir)
@@ -146,7 +146,7 @@ def _cast(weight: Weight, target: str) -> Iterator[bytes]:
     return cast_chunks(weight.file.chunks(weight.key), weight.key, weight.stored.dtype, target)
 
 
-def _write_and_verify(
+def write_and_verify(
     scratch: Path,
     final: Path,
     tensors: list[NewTensor],
@@ -154,7 +154,10 @@ def _write_and_verify(
     report: Report,
     hash_key: str = "",
 ) -> None:
-    """Write, read back, compare: a disk that lies is found before the file takes its name."""
+    """Write, read back, compare: a disk that lies is found before the file takes its name.
+
+    `hash_key`: as `write_tensor_file` has it.
+    """
     total = len(tensors)
     watched = [
         _watched(tensor, report, f"writing {final.name}", n, total) for n, tensor in enumerate(tensors)

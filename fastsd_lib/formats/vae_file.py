@@ -25,21 +25,7 @@ def load_vae(path: Path, like: Parts) -> torch.nn.Module:
     with. UserError for what is no VAE, and for one whose latents are not the model's.
     """
     own = like.vae.config
-    if path.is_dir():
-        folder = path / "vae" if (path / "vae").is_dir() else path
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{path} is no folder of a VAE: config.json is missing.",
-                fix="name the folder that holds config.json and diffusion_pytorch_model.safetensors.",
-            )
-        config = read_json(folder / "config.json")
-        found = part_files(folder, "diffusion_pytorch_model")
-        weights = {
-            modern_name("vae", key): Weight(file, key, file.tensors[key].shape) for key, file in found.items()
-        }
-        config |= {"_class_name": "AutoencoderKL"}
-    else:
-        config, weights = _from_file(open_single_file(path), path)
+    config, weights = read_vae(path)
     _refuse_others(config, own, path, like)
     for name in (
         "scaling_factor",
@@ -49,10 +35,31 @@ def load_vae(path: Path, like: Parts) -> torch.nn.Module:
     ):  # as the U-Net knows latents
         config[name] = getattr(own, name, None)
     config.setdefault("norm_num_groups", own.norm_num_groups)
-    table = vae_table(config)
-    check_complete(path, "vae", weights, table)
     place = next(like.vae.parameters())
     return module_of("vae", config, weights, place.device, place.dtype)
+
+
+def read_vae(path: Path) -> tuple[dict[str, Any], Weights]:
+    """A VAE's config, as far as its shapes say it, and where its weights lie, under diffusers' names.
+
+    `path`: as in `load_vae`. UserError for what is no whole VAE.
+    """
+    if path.is_dir():
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{path} is no folder of a VAE: config.json is missing.",
+                fix="name the folder that holds config.json and diffusion_pytorch_model.safetensors.",
+            )
+        config = read_json(folder / "config.json") | {"_class_name": "AutoencoderKL"}
+        found = part_files(folder, "diffusion_pytorch_model")
+        weights = {
+            modern_name("vae", key): Weight(file, key, file.tensors[key].shape) for key, file in found.items()
+        }
+    else:
+        config, weights = _from_file(open_single_file(path), path)
+    check_complete(path, "vae", weights, vae_table(config))
+    return config, weights
 
 
 def _from_file(file: TensorFile, origin: Path) -> tuple[dict[str, Any], Weights]:
