@@ -12,7 +12,10 @@ from forwarding import closed_port, forwarding_route
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.environment import tokens
 from fastsd_lib.webui.tunnels import routes
-from fastsd_lib.workflows.webui_launch import LaunchConfig, launch, tunnel_order
+from fastsd_lib.workflows.webui import WebuiConfig
+from fastsd_lib.workflows.webui_launch import LaunchConfig, check_terms, launch, tunnel_order
+
+API = WebuiConfig(ui=False)  # the page is tested elsewhere, and takes its seconds
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,7 @@ def test_on_colab_nothing_starts_before_it_is_said_that_the_runtime_is_paid_for(
                 launch(LaunchConfig(backend=backend, tunnels=tunnels), root=tmp_path, say=said.append)
             assert "i_have_paid_compute_units" in caught.value.fix and "studio.ipynb" in caught.value.fix
     assert said == [] and list(tmp_path.iterdir()) == []
+    check_terms(LaunchConfig(i_have_paid_compute_units=True))
 
 
 def test_routes_are_tried_in_the_users_order_and_auto_is_what_the_host_offers(monkeypatch):
@@ -77,7 +81,7 @@ def test_it_is_up_behind_a_password_through_the_public_address_and_nothing_is_le
     before = set(threading.enumerate())
     lines, secrets, urls = [], [], []
     launched = launch(
-        LaunchConfig(tunnels="localtunnel", port=closed_port()), root=tmp_path, say=lines.append,
+        LaunchConfig(tunnels="localtunnel", port=closed_port()), serve=API, root=tmp_path, say=lines.append,
         show_once=secrets.append, on_url=urls.append,
     )  # fmt: skip
     try:
@@ -103,7 +107,10 @@ def test_a_password_of_the_hosts_secrets_is_taken_and_never_shown(forwarder, tmp
     monkeypatch.setenv("FASTSD_PASSWORD", "of my own")
     lines = []
     launched = launch(
-        LaunchConfig(tunnels="localtunnel", user="me", port=closed_port()), root=tmp_path, say=lines.append
+        LaunchConfig(tunnels="localtunnel", user="me", port=closed_port()),
+        serve=API,
+        root=tmp_path,
+        say=lines.append,
     )
     try:
         url = f"{launched.public_url}/sdapi/v1/options"
@@ -120,7 +127,7 @@ def test_when_no_route_comes_up_the_server_ends_too(monkeypatch, tmp_path):
     monkeypatch.setitem(routes.TUNNELS, "localtunnel", broken)
     port = closed_port()
     with pytest.raises(UserError, match="out of order"):
-        launch(LaunchConfig(tunnels="localtunnel", port=port), root=tmp_path)
+        launch(LaunchConfig(tunnels="localtunnel", port=port), serve=API, root=tmp_path)
     with socket.socket() as free, pytest.raises(ConnectionRefusedError):
         free.connect(("127.0.0.1", port))
 
@@ -136,7 +143,7 @@ def test_stop_is_heard_while_a_route_is_being_opened(monkeypatch, tmp_path):
     monkeypatch.setitem(routes.TUNNELS, "localtunnel", slow)
     port = closed_port()
     with pytest.raises(UserError):
-        launch(LaunchConfig(tunnels="localtunnel", port=port), root=tmp_path, stopping=stopping)
+        launch(LaunchConfig(tunnels="localtunnel", port=port), serve=API, root=tmp_path, stopping=stopping)
     with socket.socket() as free, pytest.raises(ConnectionRefusedError):
         free.connect(("127.0.0.1", port))
 
