@@ -30,6 +30,8 @@ def request_headers(
     given: Headers = [(name.lower(), value) for name, value in scope["headers"]]  # type: ignore[attr-defined]
     named = _named_by_connection(given)
     dropped = HOP_BY_HOP | _OURS | named | ({b"authorization"} if authorization else set())
+    if chunked := any(name == b"transfer-encoding" for name, _ in given):
+        dropped = dropped | {b"content-length"}  # which counts less, and may lie
     kept = [
         (name, value)
         for name, value in given
@@ -47,7 +49,7 @@ def request_headers(
         parts = urlsplit(referer.decode("latin-1"))
         query = f"?{parts.query}" if parts.query else ""
         headers.append((b"referer", f"{upstream}{parts.path}{query}".encode("latin-1")))
-    if any(name == b"transfer-encoding" for name, _ in given) and not _first(given, b"content-length"):
+    if chunked:
         headers.append((b"transfer-encoding", b"chunked"))
     return headers + _forwarded(scope, given)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from urllib.parse import urlencode
 
-import httpx
+from fastsd_lib.webui.proxy_lines import Broken, UpstreamLines
+
+SIGN_IN_S = 10.0
 
 
 class Login:
@@ -25,26 +28,29 @@ class Login:
         """Sign in anew next time: the upstream was started again."""
         self._cookies = None
 
-    async def cookies(self, lines: httpx.AsyncHTTPTransport) -> str:
+    async def cookies(self, lines: UpstreamLines) -> str:
         """The cookies of a signed-in browser, "name=value; ..."; empty where there is no such page."""
         async with self._turn:
             if self._cookies is None:
                 self._cookies = await self._sign_in(lines)
             return self._cookies or ""
 
-    async def _sign_in(self, lines: httpx.AsyncHTTPTransport) -> str | None:
+    async def _sign_in(self, lines: UpstreamLines) -> str | None:
         form = urlencode({"username": self._user, "password": self._password}).encode()
-        headers = {"content-type": "application/x-www-form-urlencoded", "origin": self._upstream}
-        limits = dict.fromkeys(("connect", "read", "write"), 10.0)
-        request = httpx.Request(
-            "POST", f"{self._upstream}/login", headers=headers, content=form, extensions={"timeout": limits}
-        )
+        headers = [
+            (b"host", self._upstream.partition("://")[2].encode()),
+            (b"origin", self._upstream.encode()),
+            (b"content-type", b"application/x-www-form-urlencoded"),
+            (b"content-length", str(len(form)).encode()),
+        ]
         try:
-            answer = await lines.handle_async_request(request)
-        except httpx.TransportError:
+            answer = await asyncio.wait_for(lines.ask("POST", b"/login", headers, _once(form)), SIGN_IN_S)
+        except (Broken, asyncio.TimeoutError):
             return None  # not there yet: the request itself will say so
-        try:
-            given = [value.partition(";")[0].strip() for value in answer.headers.get_list("set-cookie")]
-            return "; ".join(given) if answer.status_code < 400 else ""
-        finally:
-            await answer.aclose()
+        answer.close()
+        given = [value.partition(b";")[0].strip().decode("latin-1") for value in answer.all(b"set-cookie")]
+        return "; ".join(given) if answer.status < 400 else ""
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

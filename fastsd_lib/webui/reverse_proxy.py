@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui import proxy_sockets
 from fastsd_lib.webui.answers import FOREIGN
@@ -23,21 +21,12 @@ from fastsd_lib.webui.asked import FOREIGN_LIMITS, Answer, Asked, Limits
 from fastsd_lib.webui.door import Door, is_loopback
 from fastsd_lib.webui.exchange import Receive, Scope, Send
 from fastsd_lib.webui.proxy_headers import answer_headers, request_headers
+from fastsd_lib.webui.proxy_lines import Broken, UpstreamAnswer, UpstreamLines
 from fastsd_lib.webui.proxy_login import Login
 from fastsd_lib.webui.proxy_page import Trouble, unavailable
 from fastsd_lib.webui.server import Server, serve_app
 
 log = logging.getLogger(__name__)
-
-CONNECT_S = 5.0
-KEPT_CONNECTIONS = 32
-_BROKEN = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.ReadError,
-    httpx.WriteError,
-    httpx.RemoteProtocolError,
-)
 
 
 class ReverseProxy:
@@ -54,7 +43,8 @@ class ReverseProxy:
         self.upstream, self.login = upstream, login
         self._more = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         self._trouble, self._message_bytes = trouble, message_bytes
-        self._lines: httpx.AsyncHTTPTransport | None = None
+        parts = urlsplit(upstream)
+        self.lines = UpstreamLines(parts.hostname or "", parts.port or 80)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,21 +57,11 @@ class ReverseProxy:
         else:
             await self._pass_on(scope, receive, send)
 
-    @property
-    def lines(self) -> httpx.AsyncHTTPTransport:
-        """The connections to the upstream; without a client around them, as that one would keep its cookies."""
-        if self._lines is None:
-            limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS, keepalive_expiry=4.0
-            )
-            self._lines = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
-        return self._lines
-
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
-            if message["type"] == "lifespan.shutdown" and self._lines is not None:
-                await self._lines.aclose()
+            if message["type"] == "lifespan.shutdown":
+                self.lines.close()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
                 return
@@ -120,7 +100,7 @@ class ReverseProxy:
     async def _exchange(self, scope: Scope, asked: Asked, target: bytes, body: _Body, send: Send) -> None:
         try:
             answer = await self._answered(scope, asked, target, body)
-        except _BROKEN as error:
+        except Broken as error:
             if body.left.is_set():
                 return
             log.info("%s does not answer: %r", self.upstream, error)
@@ -128,60 +108,43 @@ class ReverseProxy:
             await _say(send, text, asked)
             return
         try:
-            encrypted = scope["scheme"] == "https"
-            headers = answer_headers(answer.headers.raw, self.upstream, encrypted)
-            await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-            async for piece in answer.stream:  # as it comes, packed as it is
+            headers = answer_headers(answer.headers, self.upstream, scope["scheme"] == "https")
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            async for piece in answer.pieces():  # as it comes, packed as it is
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body"})
         finally:
-            await answer.aclose()
+            answer.close()
 
-    async def _answered(self, scope: Scope, asked: Asked, target: bytes, body: _Body) -> httpx.Response:
-        """The beginning of the upstream's answer. What has no body is asked once more where a kept connection or
-        the log-in at the upstream had ended.
-        """
-        again = not asked.has_body
+    async def _answered(self, scope: Scope, asked: Asked, target: bytes, body: _Body) -> UpstreamAnswer:
+        """The head of the upstream's answer. Where our log-in there had ended, what has no body is asked once more."""
+        again = self.login is not None and not asked.has_body
         while True:
-            request = httpx.Request(
-                asked.method,
-                self.upstream,
-                headers=await self._headers(scope),
-                stream=body,
-                extensions={
-                    "target": target,
-                    "timeout": {"connect": CONNECT_S},
-                },  # the guard has the other limits
-            )
-            try:
-                answer = await self.lines.handle_async_request(request)
-            except (httpx.ReadError, httpx.RemoteProtocolError):
-                if not again or body.left.is_set():
-                    raise
-            else:
-                if not (again and self.login and answer.status_code == 401):
-                    return answer
-                await answer.aclose()
-                self.login.forget()
+            sent = body.pieces() if asked.has_body else None
+            answer = await self.lines.ask(asked.method, target, await self._headers(scope), sent)
+            if not again or answer.status != 401:
+                return answer
+            answer.close()
+            self.login.forget()
             again = False
 
 
-class _Body(httpx.AsyncByteStream):
+class _Body:
     """The body of a request, read from the browser as fast as the upstream takes it."""
 
     def __init__(self, receive: Receive, present: bool, left: asyncio.Event) -> None:
-        self._receive, self._present, self.left = receive, present, left
+        self._receive, self.left = receive, left
         self._read = asyncio.Event()
         if not present:
             self._read.set()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._present and not self._read.is_set():
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while not self._read.is_set():
             message = await self._receive()
             if message["type"] != "http.request":
                 self.left.set()
                 self._read.set()
-                raise httpx.WriteError("the browser left in the middle of its request")
+                raise Broken("the browser left in the middle of its request")
             if not message.get("more_body", False):
                 self._read.set()
             if message.get("body"):

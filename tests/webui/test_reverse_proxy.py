@@ -257,6 +257,88 @@ def test_twenty_requests_pass_side_by_side(behind):
     assert answers == ["done"] * 20 and time.monotonic() - begun < 4
 
 
+def raw_upstream(answers: list[bytes], hold: bool = False) -> tuple[str, list[bytes]]:
+    """A server of bytes: one answer for each connection, whatever is asked; what it was asked."""
+    bound, heard = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve() -> None:
+        for answer in answers:
+            line, _ = bound.accept()
+            heard.append(line.recv(65536))
+            line.sendall(answer)
+            if not hold:
+                line.close()
+        bound.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{bound.getsockname()[1]}", heard
+
+
+@pytest.mark.parametrize(
+    "answer, status, body",
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\nuntil the end", 200, b"until the end"),
+        (b"HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok", 200, b"ok"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 200, b"ok"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;x=y\r\nok\r\n1\r\n!\r\n0\r\nT: 1\r\n\r\n",
+            200,
+            b"ok!",
+        ),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", 502, None),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok", 502, None),
+        (b"HTTP/1.1 200 OK\r\na: b\r\n folded\r\n\r\n", 502, None),
+        (b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 40_000 + b"\r\n", 502, None),
+        (b"", 502, None),
+    ],
+)
+def test_answers_of_all_shapes_are_read_and_what_is_no_answer_is_refused(answer, status, body):
+    origin, _ = raw_upstream([answer])
+    server = serve_proxy(origin, LOOPBACK, None)
+    try:
+        reply = client(server).get("/")
+        assert reply.status_code == status
+        assert body is None or reply.content == body
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nshort\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nlonger\r\n0\r\n\r\n",
+    ],
+)
+def test_an_answer_that_ends_too_early_is_not_passed_off_as_whole(answer):
+    origin, _ = raw_upstream([answer])
+    server = serve_proxy(origin, LOOPBACK, None)
+    try:
+        with pytest.raises(httpx.RemoteProtocolError):
+            client(server).get("/")
+    finally:
+        server.close()
+
+
+def test_a_length_that_lies_beside_chunks_is_not_passed_on():
+    origin, heard = raw_upstream([b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"], hold=True)
+    server = serve_proxy(origin, LOOPBACK, None)
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+            line.sendall(
+                b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"4\r\nabcd\r\n0\r\n\r\n"
+            )
+            line.recv(65536)
+        told = heard[0].lower() if heard else b""
+        assert b"content-length" not in told  # either refused, or passed on as the chunks that it is
+    finally:
+        server.close()
+
+
 # ------------------------------------------------------------------ websockets
 
 
