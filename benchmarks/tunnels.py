@@ -10,27 +10,21 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
 from fastsd_lib.webui.tunnels.supervisor import Tunnels
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "tests" / "webui" / "tunnels"))
+from tests.webui.tunnels import tunnel_hosts
+from tests.webui.tunnels.tunnel_app import check_everything, served_app, visitor
 
 GOAL_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    import tunnel_hosts
-    from tunnel_app import check_everything, served_app
-
     parser = argparse.ArgumentParser(prog="fastsd benchmark tunnels", description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -43,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         for route, host in (("ssh", tunnel_hosts.sshd), ("localtunnel", tunnel_hosts.localtunnel_server)):
             try:
                 with host() as (_, config):
-                    missed += run(route, server, config, options, check_everything)
+                    missed += run(route, server, config, options)
             except tunnel_hosts.Unavailable as reason:
                 print(f"{route:12} not here: {reason}")
     time.sleep(0.5)
@@ -54,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if missed or left else 0
 
 
-def run(route: str, server: Any, config: Any, options: argparse.Namespace, check_everything: Any) -> int:
+def run(route: str, server: Any, config: Any, options: argparse.Namespace) -> int:
     """Kill and wait, `options.kills` times; how often it took longer than the goal."""
     chance, lines, seconds, addresses = random.Random(options.seed), [], [], set()
     began = time.monotonic()
@@ -87,8 +81,6 @@ def run(route: str, server: Any, config: Any, options: argparse.Namespace, check
 
 
 def page_comes(tunnels: Tunnels, killed: int) -> bool:
-    from tunnel_app import visitor
-
     tunnel = tunnels.tunnel
     if tunnel is None or tunnel.pid == killed:
         return False

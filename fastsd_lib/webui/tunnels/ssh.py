@@ -14,7 +14,10 @@ from fastsd_lib.webui.tunnels.opening import Claim, Opening
 
 #: Hosts that print the public address they give, and the port to ask them for.
 HANDS_OUT_NAMES = {"serveo.net": 80, "localhost.run": 80, "a.pinggy.io": 0, "free.pinggy.io": 0}
-_PRINTED = re.compile(r"(?:(?:forward|tunnel).*?|^\s*)(https?://[\w.:-]+)", re.IGNORECASE)
+#: serveo's, localhost.run's, sish's and pinggy's ways to say it; their greetings hold other addresses.
+_PRINTED = re.compile(
+    r"(?:forwarding\b.*?|tunneled with tls termination, |^\s*(?:https?: )?)(https?://[\w.:-]+)", re.IGNORECASE
+)
 _ALLOCATED = re.compile(r"Allocated port (\d+) for remote forward")
 _HOST_KEY = re.compile(r"Server host key: (\S+ SHA256:\S+)")
 _TAKEN = "remote port forwarding failed"
@@ -46,7 +49,12 @@ def _forward(opening: Opening, asked_port: int | None) -> Claim:
     def look(line: str) -> str | None:
         if printing:
             found = None if line.startswith("debug1:") else _PRINTED.search(line)
-            return found[1].rstrip(".,") if found else None
+            if not found:
+                return None
+            url = found[1].rstrip(".,:")
+            return (
+                url.replace("http://", "https://", 1) if host in HANDS_OUT_NAMES else url
+            )  # they all have both
         found = _ALLOCATED.search(line)
         if found or (remote and "remote forward success" in line):
             shown = f"[{host}]" if ":" in host else host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -63,6 +64,7 @@ class Tunnels:
     def start(self) -> Tunnel:
         """The first route that is up. UserError with the reason of each when none is."""
         self._thread.start()
+        atexit.register(self.close)
         try:
             self._decided.wait((self._patience.limit_s + 15.0) * len(self._config.order) + 15.0)
         except BaseException:  # Ctrl-C
@@ -91,6 +93,7 @@ class Tunnels:
         """End the client and everything it started; its name is refused from then on. Takes some seconds at most."""
         self._stop.set()
         self._wake.set()
+        atexit.unregister(self.close)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=ONE_TRY_S + 10.0)
 
@@ -142,9 +145,11 @@ class Tunnels:
                 failures.clear()
                 was_up, restarts, self._before[route] = True, 0, opened.tunnel.url
                 self._announce(opened.tunnel)
-                reason = self._watch(opened)
-                self._tunnel = None
-                opened.close()
+                try:
+                    reason = self._watch(opened)
+                finally:
+                    self._tunnel = None
+                    opened.close()
                 if self._stop.is_set():
                     return True
                 self._ends.append(time.monotonic())

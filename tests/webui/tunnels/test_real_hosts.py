@@ -14,6 +14,7 @@ from tunnel_hosts import free_port, sshd
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.tunnels.config import TunnelConfig
 from fastsd_lib.webui.tunnels.routes import open_tunnel
+from fastsd_lib.webui.tunnels.ssh import _PRINTED
 
 
 def refused(origin, config: TunnelConfig, route: str = "ssh", limit_s: float = 20.0, **settings) -> UserError:
@@ -113,7 +114,7 @@ def test_no_host_no_server_and_no_key_are_named(origin, ssh_host, tmp_path):
 
 def test_a_host_that_prints_the_address_it_gives_is_understood(origin, ssh_host):
     port = free_port()
-    said = f"Welcome! See https://docs.example/\nForwarding HTTP traffic from http://mine.localhost:{port}"
+    said = f"Follow your favourite tunnel at [https://docs.example]\nForwarding HTTP traffic from http://mine.localhost:{port}"
     with sshd(f"ForceCommand printf '%s\\n' '{said.splitlines()[0]}' '{said.splitlines()[1]}'; sleep 60") as (
         _,
         config,
@@ -179,3 +180,19 @@ def test_nothing_is_started_while_the_server_itself_is_silent(lt_host):
 
     error = refused(Gone(), lt_host[1], "localtunnel")
     assert f"127.0.0.1:{Gone.port} does not answer" in error.message
+
+
+@pytest.mark.parametrize(
+    "line, url",
+    [
+        ("Forwarding HTTP traffic from https://abc.serveo.net", "https://abc.serveo.net"),
+        ("abc.lhr.life tunneled with tls termination, https://abc.lhr.life", "https://abc.lhr.life"),
+        ("https://rnabc.a.free.pinggy.link", "https://rnabc.a.free.pinggy.link"),
+        ("HTTPS: https://abc.ssi.sh", "https://abc.ssi.sh"),
+        ("Follow your favourite reverse tunnel at [https://twitter.com/localhost_run].", None),
+        ("To set up and manage custom domains go to https://admin.localhost.run/", None),
+    ],
+)
+def test_the_ways_in_which_hosts_say_their_address_are_told_from_their_greetings(line, url):
+    found = _PRINTED.search(line)
+    assert (found[1] if found else None) == url
