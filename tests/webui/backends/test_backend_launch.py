@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 from fake_backends import add_version, none_left, processes_with
 
@@ -19,6 +20,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.webui.backends.checkout import prepare
 from fastsd_lib.webui.backends.config import BACKENDS
 from fastsd_lib.webui.backends.running import launch, start
+from fastsd_lib.webui.door import Door
+from fastsd_lib.webui.reverse_proxy import serve_proxy
 
 
 @pytest.fixture
@@ -72,6 +75,21 @@ def test_an_open_port_is_not_readiness(begin):
     assert running._answers("/sdapi/v1/progress") is False
     running.wait_until_ready()
     assert ask(running, "/sdapi/v1/progress") == "1"
+
+
+def test_behind_the_door_it_says_that_it_starts_and_then_is_there(begin):
+    running = begin("comfyui", "slow")
+    server = serve_proxy(running.url, Door(users={"me": "secret"}), None, trouble=running.trouble)
+    try:
+        with httpx.Client(base_url=server.url, auth=("me", "secret"), trust_env=False) as browser:
+            waiting = browser.get("/system_stats", headers={"Accept": "text/html"})
+            assert waiting.status_code == 502 and "ComfyUI is still starting" in waiting.text
+            running.wait_until_ready()
+            assert browser.get("/system_stats").text == "1"
+            running.stop()
+            assert browser.get("/system_stats").json()["detail"] == "ComfyUI was stopped."
+    finally:
+        server.close()
 
 
 # ------------------------------------------------------------------ failures
