@@ -20,8 +20,8 @@ from fastsd_lib.generation.jobs import QueueFull
 from fastsd_lib.generation.request import MAX_SEED
 from fastsd_lib.webui.a1111_checks import GRAIN_PX
 from fastsd_lib.webui.a1111_models import Img2ImgBody
-from fastsd_lib.webui.a1111_pictures import open_picture
-from fastsd_lib.webui.api_errors import one_line
+from fastsd_lib.webui.a1111_pictures import FIX, open_picture
+from fastsd_lib.webui.api_errors import Refused, one_line
 from fastsd_lib.webui.page_tasks import Outcome, PageTasks, Task
 
 MOST_FILES = 1000
@@ -128,7 +128,13 @@ class Batch:
             raise UserError(
                 f"{given.name} is larger than {limits.picture_bytes >> 20} MB.", fix="take a smaller file."
             )
-        picture = open_picture(given.path.read_bytes(), given.name, limits)
+        try:
+            picture = open_picture(given.path.read_bytes(), given.name, limits)
+        except Refused as error:  # in words for people who send files, not base64
+            said = error.message.removeprefix("Invalid encoded image: ")
+            raise UserError(
+                said, fix="take a PNG, JPEG or WEBP." if error.fix == FIX else error.fix
+            ) from None
         changed: dict[str, Any] = {"init_images": [_in_base64(given.path)]}
         if given.mask is not None:
             changed["mask"] = _in_base64(given.mask)

@@ -95,6 +95,10 @@ class OnPage:
     def choose(self, group: str, label: str) -> None:
         self.page.locator(f"#{group}").get_by_text(label, exact=True).click()
 
+    def pick(self, dropdown: str, label: str) -> None:
+        self.page.locator(f"#{dropdown} input").click()
+        self.page.get_by_role("option", name=label, exact=True).click()
+
     def give(self, canvas: str, file: Path, size: tuple[int, int] | None = None) -> None:
         """A file for the canvas of this id, as the file chooser hands it over; waits until the server has it."""
         self.page.set_input_files(f"#{canvas} input[type=file]", file)

@@ -157,7 +157,5 @@ def _said(batch: Batch) -> str:
         f'<div class="line"><span>{line}</span><span>{len(batch.failures) or "none"} failed</span></div>',
         f'<div class="bar"><i style="width:{100 * min(share, 1):.1f}%"></i></div>',
     ]
-    lines += [
-        f'<p class="note"><b>{html.escape(name)}</b>: {html.escape(why)}</p>' for name, why in batch.failures
-    ]
+    lines += [f'<p class="note">{html.escape(f"{name}: {why}")}</p>' for name, why in batch.failures]
     return f'<div class="line-and-bar">{lines[0]}{lines[1]}</div>' + "".join(lines[2:])

@@ -118,16 +118,16 @@ def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Componen
             min_width=140,
         )
         again = icon_button("Look for ControlNets again", "again", f"{prefix}_refresh")
-
     with gr.Row():
-        weight = gr.Slider(0, 2, 1, step=0.05, label="Control Weight", min_width=120)
-        start = gr.Slider(0, 1, 0, step=0.01, label="Starting Control Step", min_width=120)
-        end = gr.Slider(0, 1, 1, step=0.01, label="Ending Control Step", min_width=120)
-    with gr.Row():
-        numbers = [
-            gr.Slider(64, 2048, 512, step=1, label=RESOLUTION.name, visible=False, elem_id=f"{prefix}_{name}")
-            for name in NUMBERS
-        ]
+        bare: dict[str, Any] = {"buttons": [], "min_width": 110}
+        weight = gr.Slider(0, 2, 1, step=0.05, label="Weight", elem_id=f"{prefix}_weight", **bare)
+        start = gr.Slider(0, 1, 0, step=0.01, label="Starts at", elem_id=f"{prefix}_start", **bare)
+        end = gr.Slider(0, 1, 1, step=0.01, label="Ends at", elem_id=f"{prefix}_end", **bare)
+    numbers = [
+        gr.Slider(64, 2048, 512, step=1, label=RESOLUTION.name, visible=False, buttons=[],
+                  elem_id=f"{prefix}_{name}")
+        for name in NUMBERS
+    ]  # fmt: skip
     mode = gr.Radio(list(CONTROL_MODE_LABELS.values()), value="Balanced", label="Control Mode")
     resize = gr.Radio(list(CONTROL_RESIZE_LABELS.values()), value="Crop and Resize", label="Resize Mode")
     passes = gr.Radio(
