@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,27 +42,13 @@ class WebuiConfig:
         return (self.folder or default_root() / "webui").expanduser()
 
 
-def serve(
-    config: WebuiConfig = WebuiConfig(),
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    user: str | None = None,
-    password: str | None = None,
-    password_file: Path | None = None,
-    no_auth: bool = False,
-    open_to_all: bool = False,
-    names: Sequence[str] = (),
-) -> None:
-    """Serve until Ctrl-C; on another host than this machine a password is asked for, made if none is given."""
-    from fastsd_lib.webui.door import open_door
-
-    door = open_door(  # before the model takes its seconds
-        host, user, password, password_file, no_auth=no_auth, open_to_all=open_to_all, names=names
-    )
+def serve(config: WebuiConfig = WebuiConfig(), door: Door | None = None, port: int = 7860) -> None:
+    """Serve on this machine, or to whom `door` opens, until Ctrl-C."""
     server = start(config, door, port)
     what = "The web UI is at" if config.ui else "The API is at"
     print(f"{what} {server.url}   (its description: {server.url}docs; Ctrl-C ends it)", flush=True)
-    print("\n".join(door.announcement()), end="\n" if door.announcement() else "", flush=True)
+    for line in door.announcement() if door else []:
+        print(line, flush=True)
     try:
         server.wait()
     finally:

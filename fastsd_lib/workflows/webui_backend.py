@@ -31,21 +31,26 @@ def choices(
 
     `given` says all of this itself, but for model, ref and ControlNet. UserError for a model that is no single file.
     """
-    from fastsd_lib.webui.backends.config import BackendConfig
-
     if model is not None and model.layout != "single_file":
         raise UserError(
             f"{backend.title} opens single files, and {model.path} is a folder of parts.",
             fix=f'convert it: python3 -m fastsd_lib convert "{model.path}" model.safetensors',
         )
-    base = given or BackendConfig(
+    base = given or usual(backend.name, library, root)
+    return replace(
+        base, model=model.path if model else base.model, ref=ref or base.ref, controlnet=controlnet
+    )
+
+
+def usual(backend: str, library: Path, root: Path) -> BackendConfig:
+    """What holds unless somebody says otherwise."""
+    from fastsd_lib.webui.backends.config import BackendConfig
+
+    return BackendConfig(
         folder=drive.local_disk(root) / "fastsd-backends",
         settings_dir=root / "webui" / "settings",
         models_dir=library if library.is_dir() else None,
-        outputs_dir=root / "webui" / backend.name,
-    )
-    return replace(
-        base, model=model.path if model else base.model, ref=ref or base.ref, controlnet=controlnet
+        outputs_dir=root / "webui" / backend,
     )
 
 

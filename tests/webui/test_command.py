@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,6 +53,33 @@ def test_an_open_address_gets_a_password_that_is_printed_once(tmp_path):
         running.terminate()
         said = "".join(lines) + running.stdout.read()
     assert said.count(password) == 1 and f"http://127.0.0.1:{port}/" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--tunnel", "gradoi"),
+            "There is no tunnel 'gradoi'.\n  -> take one or more of colab, ngrok, gradio,",
+        ),
+        (
+            ("--backend", "a111"),
+            "There is no back end 'a111'.\n  -> take one of builtin, a1111, forge, comfyui.",
+        ),
+        (
+            ("--tunnel", "ssh", "--no-auth"),
+            "A tunnel can be reached from other machines, and --no-auth would",
+        ),
+        (
+            ("--tunnel", "ssh", "--ssh-host", "a b"),
+            "'a b' is no ssh host.\n  -> write user@host or user@host:port.",
+        ),
+    ],
+)
+def test_what_cannot_be_opened_is_said_before_a_model_is_loaded(words, said):
+    with typed(*words, "--port", "0") as running:
+        assert said in running.stdout.read()
+        assert running.wait(20) == 2
 
 
 def test_no_password_on_an_open_address_is_refused_at_once():
