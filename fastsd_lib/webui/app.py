@@ -20,11 +20,13 @@ from fastapi import FastAPI
 
 from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.look import head, styles, theme
+from fastsd_lib.webui.page_files import KeptFiles
 from fastsd_lib.webui.page_tasks import PageTasks
 from fastsd_lib.webui.tabs import (
     extras,
     history,
     img2img,
+    merger,
     models,
     png_info,
     queue,
@@ -48,6 +50,7 @@ TABS: tuple[tuple[str, str, Any], ...] = (
     ("img2img", "img2img", img2img),
     ("extras", "Extras", extras),
     ("png_info", "PNG Info", png_info),
+    ("merger", "Checkpoint Merger", merger),
     ("train", "Train", train),
     ("models", "Models", models),
     ("settings", "Settings", settings),
@@ -89,6 +92,7 @@ def build_page(context: ApiContext, trainings: Any = None) -> gr.Blocks:
 def page_app(page: gr.Blocks, folder: Path | None) -> FastAPI:
     """The page as one part of an app; of the disk it serves `folder` and nothing beside it."""
     app = FastAPI(title="fastsd", docs_url=None, redoc_url=None)
+    app.add_middleware(KeptFiles)
     return gr.mount_gradio_app(
         app,
         page.queue(max_size=64),

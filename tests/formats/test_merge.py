@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
-from dataclasses import replace
 
 import numpy as np
 import pytest
