@@ -17,7 +17,7 @@ def test_a_client_that_lives_on_at_a_dead_address_is_noticed_and_the_next_route_
             order=("localtunnel", "ssh"),
             **{name: getattr(ssh_host[1], name) for name in ("ssh_host", "ssh_key", "ssh_known_hosts")},
         )
-        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=4.0, backoff_s=(0.1,)))
+        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=3.0, backoff_s=(0.1,)))
         assert tunnels.start().route == "localtunnel"
         try:
             server.freeze()
@@ -38,7 +38,7 @@ def test_a_frozen_ssh_server_is_noticed_and_the_next_route_taken(origin, lt_host
             localtunnel_server=lt_host[1].localtunnel_server,
             programs=lt_host[1].programs,
         )
-        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=5.0, backoff_s=(0.1,)))
+        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=3.0, backoff_s=(0.1,)))
         tunnels.start()
         try:
             server.freeze()
@@ -51,7 +51,7 @@ def test_a_frozen_ssh_server_is_noticed_and_the_next_route_taken(origin, lt_host
 def test_after_every_route_failed_they_are_tried_again(origin):
     port = free_port()
     with localtunnel_server(port) as (_, config):
-        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=5.0, backoff_s=(0.1,)))
+        tunnels = Watched(origin, config, dataclasses.replace(QUICK, limit_s=3.0, backoff_s=(0.1,)))
         first = tunnels.start()
     try:  # its server is gone now
         while tunnels.trouble is None:
@@ -77,3 +77,20 @@ def test_a_route_that_ends_again_and_again_is_left(origin, ssh_host):
         assert "again and again" in tunnels.trouble.message
     finally:
         tunnels.close()
+
+
+def test_a_route_that_fails_to_restart_is_tried_again_before_it_is_left(origin):
+    with localtunnel_server() as (server, config):
+        tunnels = Watched(
+            origin, config, dataclasses.replace(QUICK, limit_s=2.5, backoff_s=(0.1, 0.1, 30), round_s=100)
+        )
+        first = tunnels.start()
+        try:
+            server.freeze()
+            while not any("Trying again" in line for line in tunnels.said):
+                time.sleep(0.05)
+            server.freeze(False)
+            assert tunnels.wait_for(2).url == first.url
+        finally:
+            server.freeze(False)
+            tunnels.close()
