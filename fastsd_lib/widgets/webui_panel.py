@@ -28,8 +28,9 @@ WEBUI_STYLES = """<style>
 class WebuiPanel(style.Shown):
     """Starts in a thread, so that Stop and interrupting the cell are heard while models load."""
 
-    def __init__(self, config: LaunchConfig, root: Any = None) -> None:
-        self.config, self.root = config, root
+    def __init__(self, config: LaunchConfig, root: Any = None, **more: Any) -> None:
+        """`more`: further choices of `launch`, such as `serve` or `tunnel_config`."""
+        self.config, self.root, self._more = config, root, more
         self.launched: Launched | None = None
         self.error: Exception | None = None
         self._lines: deque[str] = deque(maxlen=MOST_LINES)
@@ -93,7 +94,7 @@ class WebuiPanel(style.Shown):
         try:
             launched = launch(
                 self.config, root=self.root, say=self._say, show_once=self._show_secret,
-                on_url=lambda tunnel: self._show_address(tunnel.url), stopping=self._stopping,
+                on_url=lambda tunnel: self._show_address(tunnel.url), stopping=self._stopping, **self._more,
             )  # fmt: skip
         except Exception as error:  # raised again in the cell that waits
             stopped = self._stopping.is_set()
