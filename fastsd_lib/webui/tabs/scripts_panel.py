@@ -182,7 +182,7 @@ def _plot(desk: Desk, form: Form) -> dict[str, gr.Component]:
 
 
 def _small(label: str, elem_id: str, shown: bool = True) -> gr.Button:
-    return gr.Button(label, size="sm", min_width=76, visible=shown, elem_id=elem_id)
+    return gr.Button(label, size="sm", min_width=104, visible=shown, elem_id=elem_id)
 
 
 def _axis_row(kind: str, letter: str, first: str, parts: dict[str, gr.Component], name: Any) -> None:
