@@ -24,7 +24,7 @@ from fastsd_lib.workflows.drawing import library_folders
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-LONGEST_MS = 30_000
+LONGEST_MS = 60_000  # a loaded machine takes its time
 
 
 @dataclass

@@ -23,27 +23,22 @@ def service(tiny_pipeline):
     service.close()
 
 
-def test_the_page_is_mounted_last_and_draws_beside_the_api(service, tmp_path):
-    import json
-
+def test_the_page_is_mounted_last_and_hides_no_route(service, tmp_path):
     import httpx
 
-    from fastsd_lib.webui.app import build_app
+    from fastsd_lib.webui.app import build_page
 
-    page = build_app(service, tmp_path)
-    server = serve_app(api_app(service, settings=Options(), pictures_dir=tmp_path, page=page), LOOPBACK, None)
+    app = api_app(service, settings=Options(), pictures_dir=tmp_path, page=build_page)
+    server = serve_app(app, LOOPBACK, None)
     try:
         with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
             assert "<!doctype html>" in client.get("/").text[:200].lower()
             assert client.get("/sdapi/v1/progress").json()["progress"] == 0
             assert client.get("/internal/ping").json() == {}
+            counted = client.post("/internal/token-count", json={"prompt": "a red star"}).json()
+            assert counted["prompt"] == {"tokens": 3, "room": 75}
             answer = client.get("/sdapi/v1/no-such-route")
             assert answer.status_code == 404 and set(answer.json()) >= {"error", "detail", "body", "errors"}
-            order = ["a red star", "", 2, 7.5, "ddim", 1, 3, 64, 64]
-            call = client.post("/gradio_api/call/generate", json={"data": order}).json()
-            news = client.get(f"/gradio_api/call/generate/{call['event_id']}").text
-            assert "event: complete" in news
-            assert json.loads(news.split("event: complete\ndata: ")[1].split("\n")[0])[0]
     finally:
         server.close()
 

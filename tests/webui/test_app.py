@@ -1,34 +1,22 @@
-"""The page on a real port, asked through its HTTP API; the door; stopping."""
+"""The page on a real port: what of Gradio and of the disk it serves; and what becomes of orders when browsers leave."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.infotext import read_record
-from fastsd_lib.generation.jobs import Order
-from fastsd_lib.generation.request import GenerationRequest
+from fastsd_lib.webui.a1111_models import Txt2ImgBody
+from fastsd_lib.webui.context import ApiContext
+from fastsd_lib.webui.options import Options
 
-ORDER = {
-    "prompt": "a photo of a red star",
-    "negative_prompt": "cat",
-    "steps": 3,
-    "guidance_scale": 7.5,
-    "sampler": "ddim",
-    "count": 2,
-    "seed": 3,
-    "width": 64,
-    "height": 64,
-}
+SMALL = {"prompt": "a red star", "steps": 2, "width": 64, "height": 64, "seed": 3, "save_images": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,37 +45,6 @@ def server(service, tmp_path_factory) -> Iterator:
     running.close()
 
 
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory):
-    from gradio_client import Client
-
-    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
-
-
-def test_pictures_come_with_progress_and_are_those_of_the_engine(client, engine):
-    job = client.submit(**ORDER, api_name="/generate")
-    pictures, state, record, *_ = job.result(timeout=60)
-    lines = [output[1] for output in job.outputs()]
-    assert any("Step 2 of 3" in line and 'style="width:66.7%"' in line for line in lines)
-    assert "2 pictures in" in state
-    assert record.startswith("a photo of a red star\nNegative prompt: cat\nSteps: 3, Sampler: DDIM")
-    request = GenerationRequest(
-        ORDER["prompt"], "cat", inference_steps=3, guidance_scale=7.5, seed=3, count=2
-    )
-    for shown, own in zip(pictures, engine.generate(request), strict=True):
-        with Image.open(shown["image"]) as image:
-            assert image.tobytes() == own.image.tobytes()
-        assert read_record(Path(shown["image"]))["seed"] == own.seed
-
-
-def test_errors_reach_the_browser_with_their_way_out(client):
-    from gradio_client.exceptions import AppError
-
-    with pytest.raises(AppError, match=r"width_px is 66.*multiples of 4.\ntake 64 or 68"):
-        client.predict(**ORDER | {"width": 66}, api_name="/generate")
-    assert client.predict(**ORDER, api_name="/generate")  # and the next order is drawn
-
-
 def test_only_the_pictures_folder_is_served(server, tmp_path):
     (tmp_path / "secret.txt").write_text("mine")
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -104,6 +61,16 @@ def test_the_page_fetches_nothing_from_elsewhere_and_is_not_shared(server):
     assert config["show_error"] is False and config["max_file_size"] in (32 * 1000**2, 32 * 2**20)
 
 
+def test_files_named_by_their_content_are_packed_and_kept_by_browsers(server):
+    page = urllib.request.urlopen(server.url)
+    (name, *_) = re.findall(r"assets/[\w.-]+\.js", page.read().decode())
+    asked = urllib.request.Request(server.url + name, headers={"accept-encoding": "br, gzip"})
+    answer = urllib.request.urlopen(asked)
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert answer.headers["content-encoding"] in ("br", "gzip")
+    assert "immutable" not in (page.headers["cache-control"] or "")
+
+
 def test_a_taken_port_says_so(service, server):
     from fastsd_lib.webui.app import start
 
@@ -114,8 +81,6 @@ def test_a_taken_port_says_so(service, server):
 
 
 def test_behind_a_password_gradio_answers_nothing_without_it(service):
-    from gradio_client import Client
-
     from fastsd_lib.webui.app import start
     from fastsd_lib.webui.door import Door
 
@@ -139,8 +104,9 @@ def test_behind_a_password_gradio_answers_nothing_without_it(service):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(guarded.url + route)
             assert refused.value.code == 401
-        logged_in = Client(guarded.url, auth=("me", "long: enough"), verbose=False)
-        assert "1 picture in" in logged_in.predict(**ORDER | {"count": 1}, api_name="/generate")[1]
+        asked = urllib.request.Request(guarded.url + "config")
+        asked.add_header("authorization", "Basic " + base64.b64encode(b"me:long: enough").decode())
+        assert urllib.request.urlopen(asked).status == 200
     finally:
         guarded.close()
     with pytest.raises(urllib.error.URLError):  # closed is closed
@@ -166,46 +132,50 @@ def test_settings_are_not_served_even_from_the_pictures_folder(service, monkeypa
         running.close()
 
 
-async def _all(iterator) -> list:
-    return [news async for news in iterator]
+@pytest.fixture
+def tasks(service, tmp_path):
+    from fastsd_lib.webui.page_tasks import PageTasks
+
+    return PageTasks(ApiContext(service, Options(), tmp_path / "outputs"), tmp_path)
 
 
-def test_stop_ends_this_browsers_order_and_no_other(service):
-    from fastsd_lib.webui.drawing import Orders
-
-    orders = Orders(service)
-    long = GenerationRequest("a", inference_steps=1000, guidance_scale=1)
-    short = replace(long, inference_steps=4)
-
-    async def both() -> tuple[list, list]:
-        mine = orders.draw(Order(long), "mine")
-        first = await anext(mine)
-        other = asyncio.create_task(_all(orders.draw(Order(short), "other")))
-        while first.state == "waiting":
-            first = await anext(mine)
-        orders.stop("mine")
-        return await _all(mine), await other
-
-    (*events, pictures), others = asyncio.run(both())
-    assert pictures == [] and len(events) < 100
-    assert len(others[-1]) == 1
-    assert service.jobs() == []
+def test_an_order_goes_on_without_anybody_waiting_and_is_saved_and_found_by_its_owner_alone(tasks, tmp_path):
+    ordered = tasks.submit(Txt2ImgBody(**SMALL, n_iter=2, force_task_id="page-1"), "ann")
+    assert ordered.done.wait(60)
+    found = tasks.find("page-1", "ann")
+    assert found is ordered and tasks.find("page-1", "bob") is None and tasks.find("page-1", "") is None
+    assert len(found.outcome.pictures) == 3  # a grid, then each picture
+    assert all(
+        path.is_relative_to(tmp_path / "outputs") and path.is_file() for path in found.outcome.pictures
+    )
+    assert "Seed: 4" in found.outcome.infotexts[2] and not found.outcome.stopped
+    assert found.jobs == [] and found.ordered is None  # no picture stays in memory
 
 
-def test_a_browser_that_leaves_frees_the_engine(service, engine):
-    from fastsd_lib.webui.drawing import Orders
+def test_pictures_that_are_not_to_be_saved_are_shown_all_the_same(tasks, tmp_path):
+    body = Txt2ImgBody(**SMALL, override_settings={"samples_save": False})
+    task = tasks.submit(body, "")
+    assert task.done.wait(60) and not (tmp_path / "outputs").exists()
+    assert [path.parent for path in task.outcome.pictures] == [tmp_path]
 
-    orders, drawn = Orders(service), []
-    hook = engine.parts.unet.register_forward_hook(lambda *_: drawn.append(1))
 
-    async def leave() -> list:
-        left = orders.draw(Order(GenerationRequest("a", inference_steps=1000, guidance_scale=1)), "left")
-        await anext(left)
-        await left.aclose()
-        return await _all(orders.draw(Order(GenerationRequest("a", inference_steps=1)), "next"))
+def test_interrupting_ends_this_task_alone_and_keeps_what_is_finished(tasks):
+    long = Txt2ImgBody(**SMALL | {"steps": 300}, n_iter=50)
+    mine, other = tasks.submit(long, "ann"), tasks.submit(Txt2ImgBody(**SMALL), "bob")
+    tasks.interrupt(mine.id, "bob")  # is not his
+    (job,) = mine.jobs
+    while job.state == "waiting" or job.step < 5:
+        assert not mine.done.wait(0.02)
+    tasks.interrupt(mine.id, "ann")
+    assert mine.done.wait(30) and mine.outcome.stopped and len(mine.outcome.pictures) >= 1
+    assert other.done.wait(60) and not other.outcome.stopped
 
+
+def test_a_task_that_waits_is_taken_out_of_the_queue_by_interrupt(tasks, service):
+    service.pause()
     try:
-        *_, pictures = asyncio.run(leave())
+        task = tasks.submit(Txt2ImgBody(**SMALL), "")
+        tasks.interrupt(task.id, "")
+        assert task.done.wait(10) and task.outcome.stopped and task.outcome.pictures == []
     finally:
-        hook.remove()
-    assert len(pictures) == 1 and len(drawn) < 100
+        service.resume()

@@ -53,16 +53,20 @@ def test_a_browser_signs_in_draws_and_signs_out(server, tmp_path):
         page.picture(tmp_path / "wrong.png")
         page.type(PASSWORD)
         page.press("document.querySelector('button')")
-        page.wait("!!document.querySelector('#generate')", 40)
+        page.wait("!!document.querySelector('#txt2img_generate')", 60)
         assert page.js("location.search") == "?__theme=light"
-        page.press("document.querySelector('#prompt textarea, textarea')")
+        page.press("document.querySelector('#txt2img_prompt textarea')")
         page.type("a red star")
         for _ in range(6):  # a press before the page listens is lost: a person presses again
-            page.press("document.querySelector('#generate')")
+            page.press("document.querySelector('#txt2img_generate')")
             with contextlib.suppress(TimeoutError):
-                page.wait("document.querySelector('#state').innerText.includes('1 picture in')", 10)
+                page.wait(
+                    "document.querySelector('#html_log_txt2img').innerText.includes('1 picture in')", 20
+                )
                 break
-        page.wait("[...document.querySelectorAll('#pictures img')].some(i => i.naturalWidth === 64)", 20)
+        page.wait(
+            "[...document.querySelectorAll('#txt2img_gallery img')].some(i => i.naturalWidth === 64)", 20
+        )
         page.picture(tmp_path / "page.png")
         assert page.js("window.refused") == []  # nothing that the page needs is shut out
         assert page.js("document.cookie") == ""

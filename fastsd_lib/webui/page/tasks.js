@@ -38,18 +38,37 @@
 
   fastsd.begin = (kind, values) => {
     const id = newId();
-    tasks[kind] = { id, seen: -1, lost: 0, known: false };
+    tasks[kind] = { id, seen: -1, lost: 0 };
     localStorage.setItem(key(kind), id);
     busy(kind, true);
     show(kind, { text: "Sending …", share: 0 });
     return [id, ...values.slice(1)];
   };
 
-  fastsd.refused = (kind) => {
+  /* The order was not taken, or its answer was lost on the way: the server knows which. */
+  fastsd.refused = async (kind) => {
+    try {
+      const told = await asked(tasks[kind]);
+      if (told.active || told.queued || told.completed) return fastsd.follow(kind);
+    } catch (error) {
+      if (!(error instanceof Refusal)) return fastsd.follow(kind);
+    }
     fastsd.forever(kind, false);
     localStorage.removeItem(key(kind));
     end(kind);
   };
+
+  class Refusal extends Error {}
+
+  async function asked(task) {
+    const answer = await fetch("internal/progress", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ id_task: task.id, id_live_preview: task.seen }),
+    });
+    if (!answer.ok) throw new Refusal(answer.status);
+    return answer.json();
+  }
 
   fastsd.follow = (kind) => {
     const task = tasks[kind];
@@ -58,13 +77,7 @@
       if (tasks[kind] !== task) return;
       let wait = POLL_MS;
       try {
-        const answer = await fetch("internal/progress", {
-          method: "POST",
-          headers: { "content-type": "application/json" },
-          body: JSON.stringify({ id_task: task.id, id_live_preview: task.seen }),
-        });
-        if (!answer.ok) throw new Error(answer.status);
-        const told = await answer.json();
+        const told = await asked(task);
         task.lost = 0;
         if (told.live_preview) {
           task.seen = told.id_live_preview;
