@@ -174,7 +174,8 @@ def _troubles(host: str, remote: int) -> tuple[tuple[str, str, str], ...]:
         (
             "Host key verification failed",
             f"the key of {host} is not known here.",
-            "compare it with what the host's owner says, then log in once by hand, or allow new hosts: --ssh-accept-new (ssh_accept_new=True).",
+            "compare it with what the host's owner says, then log in once by hand, or allow new hosts:"
+            " --ssh-accept-new (ssh_accept_new=True).",
         ),
         (
             "Permission denied",
