@@ -77,11 +77,11 @@ class WebuiPanel(style.Shown):
         if self.launched is None:
             self._say_status("Stopping …" if self._starter.is_alive() else "Nothing runs.")
             return
-        with self._ending:
+        with self._ending:  # until it is said, nobody else says how it goes
             self.launched.stop()
-        self.stop_button.disabled = True
-        self._address.value = ""
-        self._say_status("Stopped; nothing is left running.")
+            self.stop_button.disabled = True
+            self._address.value = ""
+            self._say_status("Stopped; nothing is left running.")
 
     def hide_password(self) -> None:
         """Take it off the page, and so out of what a saved notebook holds."""
@@ -113,7 +113,7 @@ class WebuiPanel(style.Shown):
         if not self._secret.value and launched.server.guard.access.asks:
             text = f"Log in as {self.config.user} with the password that you gave."
             self._secret.value = f'<span class="fsd-help">{escape(text)}</span>'
-        self._say_status(launched.status())
+        self._say_how_it_goes(launched)
         threading.Thread(target=self._watch, args=(launched,), name="webui panel", daemon=True).start()
 
     def _watch(self, launched: Launched) -> None:
@@ -126,7 +126,7 @@ class WebuiPanel(style.Shown):
 
         threading.Thread(target=wait, name="webui wait", daemon=True).start()
         while launched.running and not ended.wait(LOOK_S):
-            self._say_status(launched.status())
+            self._say_how_it_goes(launched)
         if launched.running:
             self.stop()
             self._say_status("The server has ended; run the cell again.")
@@ -135,6 +135,11 @@ class WebuiPanel(style.Shown):
     def _say(self, text: str) -> None:
         self._lines.extend(text.splitlines())
         self._log.value = _lines(self._lines)
+
+    def _say_how_it_goes(self, launched: Launched) -> None:
+        with self._ending:
+            if launched.running:
+                self._say_status(launched.status())
 
     def _say_status(self, text: str) -> None:
         shown = f'<span class="fsd-help">{escape(text)}</span>'

@@ -59,6 +59,8 @@ def test_it_shows_address_code_and_password_and_forgets_the_password_when_stoppe
         panel.stop_button.click()
     assert panel._secret.value == "" and "nothing is left running" in panel._status.value
     assert panel.stop_button.disabled
+    time.sleep(1.5)  # whoever watched it looks once a second
+    assert "nothing is left running" in panel._status.value
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/")
     panel.stop()
