@@ -225,5 +225,6 @@ def zip_of(batch: Batch) -> Path:
     place = batch.folder / "pictures.zip"
     with atomic_path(place) as scratch, zipfile.ZipFile(scratch, "w", zipfile.ZIP_STORED) as archive:
         for file in batch.results:
-            archive.write(file, file.name)
+            if file.is_file():  # not thrown away since
+                archive.write(file, file.name)
     return place

@@ -21,6 +21,7 @@ from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, owner_of_page, told
 from fastsd_lib.webui.tabs.form import Form
 
 TICK_S = 0.7
+KEY = "fastsd.img2img.batch"  # in the browser, the number of its latest batch: a reload finds it
 KEPT = 20  # batches that are over, for pages that come back
 SHOWN = 24  # pictures beside the progress, the newest first
 PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"]
@@ -56,7 +57,7 @@ class Parts:
     go: gr.Button
     end: gr.Button
     skip: gr.Button
-    number: gr.BrowserState  # of this browser's latest batch: a reload finds it
+    number: gr.Textbox  # of this browser's latest batch
     clock: gr.Timer
     said: gr.HTML
     gallery: gr.Gallery
@@ -86,7 +87,7 @@ def build(form: Form) -> Parts:
         elem_id="img2img_batch_gallery", buttons=["download", "fullscreen"],
     )  # fmt: skip
     archive = gr.File(label="All of them", visible=False, interactive=False, elem_id="img2img_batch_archive")
-    number = gr.BrowserState("", storage_key="fastsd.img2img.batch")
+    number = gr.Textbox(visible="hidden", label="Batch")
     return Parts(go, end, skip, number, gr.Timer(TICK_S, active=False), said, gallery, archive)
 
 
@@ -105,6 +106,9 @@ def connect(desk: Desk, form: Form, parts: Parts) -> None:
         batch = batches.find(number, owner_of_page(request))
         return [gr.skip()] * 3 + [gr.Timer(active=False)] if batch is None else _state(batch)
 
+    def found(request: gr.Request, number: str | None) -> list[Any]:
+        return [number, *look(request, number)]
+
     def end(request: gr.Request, number: str | None) -> None:
         if batch := batches.find(number, owner_of_page(request)):
             batch.end()
@@ -114,13 +118,17 @@ def connect(desk: Desk, form: Form, parts: Parts) -> None:
             batch.skip()
 
     def wire() -> None:
-        parts.go.click(begin, form.inputs(), [parts.number, parts.clock], **AT_ONCE)
+        begun = parts.go.click(begin, form.inputs(), [parts.number, parts.clock], **AT_ONCE)
+        begun.success(None, parts.number, None, js=f"(number) => localStorage.setItem('{KEY}', number)")
 
     form.wirings.append(wire)
     parts.clock.tick(look, parts.number, parts.shown(), **AT_ONCE)
     parts.end.click(end, parts.number, None, **AT_ONCE)
     parts.skip.click(skip, parts.number, None, **AT_ONCE)
-    Context.root_block.load(look, parts.number, parts.shown(), **AT_ONCE)
+    Context.root_block.load(
+        found, parts.number,
+        [parts.number, *parts.shown()], js=f"() => [localStorage.getItem('{KEY}') || '']", **AT_ONCE,
+    )  # fmt: skip
 
 
 def _batch(desk: Desk, form: Form, values: Sequence[Any], owner: str) -> Batch:
@@ -135,7 +143,7 @@ def _batch(desk: Desk, form: Form, values: Sequence[Any], owner: str) -> Batch:
 
 def _state(batch: Batch) -> list[Any]:
     """What the page shows of it now."""
-    files = [str(path) for path in reversed(batch.results)]
+    files = [str(path) for path in reversed(batch.results) if path.is_file()]
     archive = gr.skip()
     if batch.over:
         archive = gr.File(str(zip_of(batch)), visible=True) if files else gr.File(None, visible=False)
