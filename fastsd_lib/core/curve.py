@@ -74,7 +74,7 @@ def _labels(name: str, start: float, width: float, span: int, *, first: bool) ->
             'stroke="currentColor" stroke-opacity=".35" stroke-dasharray="3 3"/>'
         )
     )
-    title = f'<text x="{start + 4:.1f}" y="{TOP - 10}" fill-opacity=".8">loss, {escape(name)}</text>'
+    title = f'<text class="stage" x="{start + 4:.1f}" y="{TOP - 10}" fill-opacity=".8">loss, {escape(name)}</text>'
     right = f'x="{start + width - 2:.1f}" y="{HEIGHT - 8}" text-anchor="end"'
     end = f'<text {right} fill-opacity=".8">step {span}</text>'
     return border + title + end

@@ -56,8 +56,8 @@ def base_models(shelf: Shelf) -> list[tuple[str, str]]:
     """(what is shown, name) of the models that can be trained: those that have a name, then those on the shelf."""
     found = []
     for known in registry.KNOWN_MODELS:
-        size = f"{known.download_mb / 1000:.1f} GB to download once" if known.download_mb else "comes along"
-        found.append((f"{known.about} ({size})", known.name))
+        size = f" ({known.download_mb / 1000:.1f} GB to download once)" if known.download_mb else ""
+        found.append((f"{known.about[:1].upper()}{known.about[1:]}{size}", known.name))
     names = {known.name for known in registry.KNOWN_MODELS}
     for model in shelf.models():
         with suppress(UserError):  # a file that is no model

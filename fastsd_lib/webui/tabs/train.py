@@ -213,7 +213,9 @@ def _connect(
 
         return acted
 
-    train_photos.connect(photos, trainings, session, recipe.fields["instance_prompt"])
+    changed = train_photos.connect(photos, trainings, session, recipe.fields["instance_prompt"])
+    for event in changed:
+        event.success(look, [session, run.seen], run.parts(), **events)
     when_shown(show_again, whole, [session, loaded, run.seen], concurrency_limit=None)
     session.input(show, session, whole, **events)
     gr.on([create.click, new.submit], make, new, [new, *whole], **events)

@@ -46,7 +46,7 @@ class PhotoBox:
 
 def build() -> PhotoBox:
     drop = gr.File(
-        file_count="multiple", label="Photos: drop 5 to 20 of one subject, in different places and light",
+        file_count="multiple", label="Photos: 5 to 20 of one subject",
         height=100, elem_id="train_upload",
     )  # fmt: skip
     report = gr.HTML(elem_id="train_report", padding=False)
@@ -63,7 +63,11 @@ def build() -> PhotoBox:
     return PhotoBox(drop, report, gallery, editor, gr.State(""), caption, prompt, save, delete)
 
 
-def connect(box: PhotoBox, trainings: Trainings, session: gr.Dropdown, instance_prompt: gr.Textbox) -> None:
+def connect(
+    box: PhotoBox, trainings: Trainings, session: gr.Dropdown, instance_prompt: gr.Textbox
+) -> list[Any]:
+    """Wire the box; the events after which the session holds other photos."""
+
     def add(name: str, files: Sequence[str] | None) -> list[Any]:
         lines = _guarded(lambda: trainings.add_photos(name, [Path(one) for one in files or []]))
         return [None, *box.of(trainings, name, _report(lines))]
@@ -89,14 +93,15 @@ def connect(box: PhotoBox, trainings: Trainings, session: gr.Dropdown, instance_
         return box.of(trainings, name, f'<p class="nothing">Deleted {html.escape(photo)}.</p>')
 
     shown: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    box.drop.upload(
+    added = box.drop.upload(
         add, [session, box.drop], [box.drop, *box.of_session()], show_progress_on=[box.gallery], **shown
-    ).failure(lambda: None, None, box.drop, **QUIET)
+    )
+    added.failure(lambda: None, None, box.drop, **QUIET)
     box.gallery.select(
         choose, [session, instance_prompt], [box.editor, box.chosen, box.caption, box.prompt], **QUIET
     )
     gr.on(
-        [box.caption.input, instance_prompt.input], prompt_of, [instance_prompt, box.caption], box.prompt,
+        [box.caption.change, instance_prompt.change], prompt_of, [instance_prompt, box.caption], box.prompt,
         trigger_mode="always_last", **QUIET,
     )  # fmt: skip
     gr.on(
@@ -106,7 +111,8 @@ def connect(box: PhotoBox, trainings: Trainings, session: gr.Dropdown, instance_
         box.of_session(),
         **QUIET,
     )
-    box.delete.click(delete, [session, box.chosen], box.of_session(), **QUIET)
+    deleted = box.delete.click(delete, [session, box.chosen], box.of_session(), **QUIET)
+    return [added, deleted]
 
 
 def _report(lines: Sequence[str]) -> str:
