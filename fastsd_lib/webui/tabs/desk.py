@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,11 @@ def icon_button(words: str, icon: str, elem_id: str) -> gr.Button:
 
 
 def told(error: UserError) -> gr.Error:
-    """The error as a toast: what was wrong, then the way out."""
+    """The error as a toast: what was wrong, then the way out. Toasts are HTML, and errors name what was typed."""
     fix = f"\n{error.fix[:1].upper()}{error.fix[1:]}" if error.fix else ""
-    return gr.Error(f"{error.message}{fix}", print_exception=False, title="That did not work")
+    return gr.Error(
+        html.escape(f"{error.message}{fix}", quote=False), print_exception=False, title="That did not work"
+    )
 
 
 def owner_of_page(request: gr.Request) -> str:

@@ -1,14 +1,18 @@
-"""LoRA files, embeddings and checkpoints as cards: a press puts a tag into the prompt, or loads the checkpoint."""
+"""LoRA files, embeddings, checkpoints and wildcards as cards: a press writes into the prompt, or loads the checkpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import html
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.generation.prompts import known_wildcards
 from fastsd_lib.webui import extra_networks
 from fastsd_lib.webui.a1111_lists import refresh_networks
 from fastsd_lib.webui.context import ApiContext
@@ -50,19 +54,25 @@ def build(desk: Desk, kind: str) -> None:
 
 def cards(context: ApiContext, page: str) -> str:
     """The cards of a page as HTML; page/cards.js searches and presses them. Reads folders."""
-    items = sorted(extra_networks.items_of(context, page), key=lambda one: one[0].lower())
+    items = sorted(_items(context, page), key=lambda one: one[0].lower())
     if not items:
         return f'<p class="none">Nothing here yet: put files into {_FOLDERS[page]}, then look again.</p>'
     current = context.service.shelf.current if page == "checkpoints" else ""
     return "".join(
-        _card(page, name, bool(extra_networks.covers(path)), name == current, notes)
+        _card(page, name, path is not None and bool(extra_networks.covers(path)), name == current, notes)
         for name, path, notes in items
     )
 
 
-def _card(page: str, name: str, has_cover: bool, is_current: bool, notes: dict) -> str:
+def _items(context: ApiContext, page: str) -> Iterable[tuple[str, Path | None, Mapping[str, Any]]]:
+    if page == "wildcards":  # have no file of their own beside which a picture could lie
+        return [(name, None, {}) for name in known_wildcards(context.service.shelf.folders)]
+    return extra_networks.items_of(context, page)
+
+
+def _card(page: str, name: str, has_cover: bool, is_current: bool, notes: Mapping[str, Any]) -> str:
     shown, words = html.escape(name, quote=True), html.escape(_trained_on(notes), quote=True)
-    put = {"lora": f"<lora:{name}:1>", "textual_inversion": name}.get(page, "")
+    put = {"lora": f"<lora:{name}:1>", "textual_inversion": name, "wildcards": f"__{name}__"}.get(page, "")
     does = f'data-put="{html.escape(put, quote=True)}"' if put else f'data-checkpoint="{shown}"'
     source = f"sd_extra_networks/cover-images?page={page}&amp;item={quote(name, safe='')}"
     cover = f'<img loading="lazy" alt="" src="{source}">' if has_cover else '<span class="no-cover"></span>'
@@ -74,7 +84,7 @@ def _card(page: str, name: str, has_cover: bool, is_current: bool, notes: dict) 
     )
 
 
-def _trained_on(notes: dict) -> str:
+def _trained_on(notes: Mapping[str, Any]) -> str:
     """What a LoRA file says it was made from, in a few words."""
     said = [str(notes.get(key, "")) for key in ("ss_base_model_version", "ss_output_name", "modelspec.title")]
     return ", ".join(dict.fromkeys(one[:60] for one in said if one))

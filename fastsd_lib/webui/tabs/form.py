@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Form:
         """
         found = pasted_values(infotext, self.fields, self.styles())
         for trouble in found.warnings:
-            gr.Warning(trouble)
+            gr.Warning(html.escape(trouble, quote=False))
         updates = [found.values.get(name, gr.skip()) for name in self.fields]
         for _, paste in self.pasters:
             updates += paste(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,13 +46,17 @@ def _same(option: str, said: Any, now: Mapping[str, Any], context: ApiContext) -
         try:
             return context.service.shelf.find(str(said)).name == context.service.shelf.current
         except UserError:
-            gr.Warning(f"The model {str(said)[:80]!r} of this text is not here; the chosen one will draw.")
+            _warn(f"The model {str(said)[:80]!r} of this text is not here; the chosen one will draw.")
             return True
     try:
         return checked({option: said})[option] == now[option]
     except Refused as error:
-        gr.Warning(f"{error.message} It was left out.")
+        _warn(f"{error.message} It was left out.")
         return True
+
+
+def _warn(text: str) -> None:
+    gr.Warning(html.escape(text, quote=False))
 
 
 def _read(extras: Values, body: Values) -> None:

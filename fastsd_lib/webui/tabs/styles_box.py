@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import gradio as gr
@@ -39,7 +40,7 @@ def build(desk: Desk, form: Form) -> None:
             save_style(context, Style(name.strip(), prompt, negative))
         except UserError as error:
             raise told(error) from None
-        gr.Info(f"The style {name.strip()!r} is saved.")
+        gr.Info(html.escape(f"The style {name.strip()!r} is saved.", quote=False))
         return [gr.Group(visible=False), gr.Dropdown(list(known_styles(context)))]
 
     put_in.click(apply, [*prompts, box], [*prompts, box], **AT_ONCE)
