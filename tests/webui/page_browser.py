@@ -22,7 +22,8 @@ from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.options import Options
 from fastsd_lib.webui.server import Server, serve_app
 
-WAIT_MS = 20_000
+WAIT_MS = 10_000
+LOAD_MS = 60_000  # of the page, on a busy machine
 
 
 @dataclass
@@ -60,7 +61,7 @@ def served_page(
 
 
 @contextmanager
-def browser_at(served: ServedPage, **context: Any) -> Iterator[Any]:
+def browser_at(served: ServedPage, login: tuple[str, str] | None = None, **context: Any) -> Iterator[Any]:
     """A page of playwright's that shows the web UI; whatever its scripts throw fails the test."""
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -74,7 +75,11 @@ def browser_at(served: ServedPage, **context: Any) -> Iterator[Any]:
             page.set_default_timeout(WAIT_MS)
             page.on("pageerror", lambda error: faults.append(str(error)))
             page.goto(served.url)
-            page.wait_for_selector("#tabs button[role=tab]", timeout=60_000)
+            if login:
+                for name, text in zip(("username", "password"), login, strict=True):
+                    page.locator(f"#{name}").fill(text)
+                page.locator("button").click()
+            page.wait_for_selector("#tabs button[role=tab]", timeout=LOAD_MS)
             yield page
         finally:
             browser.close()
@@ -83,6 +88,11 @@ def browser_at(served: ServedPage, **context: Any) -> Iterator[Any]:
 
 def open_tab(page: Any, label: str) -> None:
     page.locator("#tabs > div button[role=tab]", has_text=label).first.click()
+
+
+def reload(page: Any) -> None:
+    page.reload()
+    page.wait_for_selector("#tabs button[role=tab]", timeout=LOAD_MS)
 
 
 def toast(page: Any) -> str:

@@ -105,7 +105,7 @@ def build(desk: Desk) -> None:
     outputs = [state, compared, gallery, trouble, packed, text, chosen]
 
     async def generate(
-        many: bool, path: str | None, paths: list[str] | None, *values: Any, request: gr.Request
+        request: gr.Request, many: bool, path: str | None, paths: list[str] | None, *values: Any
     ) -> Any:
         try:
             order = orders.begin(owner_of_page(request), dict(zip(FIELDS, values, strict=True)),

@@ -81,7 +81,7 @@ def build(desk: Desk) -> None:
         ]
         return [shown.progress("The defaults are filled in; Apply makes them count."), *usual]
 
-    search.input(None, search, None, js=_SEARCH, **AT_ONCE)
+    search.change(None, search, None, js=_SEARCH, **AT_ONCE)
     apply.click(change, values, [state, *values], **events)
     reset.click(defaults, None, [state, *values], **events)
     when_shown(now, [*values, who, state], concurrency_limit=None)
