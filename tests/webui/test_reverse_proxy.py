@@ -76,6 +76,7 @@ def test_the_program_hears_its_own_name_and_none_of_our_secrets(behind):
     with client(behind) as browser:
         browser.post("/login", data={"username": "me", "password": PASSWORD})
         browser.cookies.set("theme", "dark")
+        browser.cookies.set("fastsd_session_1", "of another door of ours")
         reply = browser.post(
             "/a%2Fb//c/../d?x=1&y=%20", content=b"a=b",
             headers={"Host": HOST, "Origin": f"https://{HOST}", "Referer": f"https://{HOST}/page?q=1",

@@ -2,8 +2,8 @@
 
 Where a demand is tested already, the test is named here and not repeated:
 
-1. One login over everything: here, on every route there is; test_guard (Basic, cookie, compare, throttle), test_app
-   (Gradio's own routes), test_throttle.
+1. One login over everything: here, on every route there is; test_around_the_door (ways around it as bytes, the routes
+   of Gradio and of mounted apps), test_guard (Basic, cookie, compare, throttle), test_app, test_throttle.
 2. A tunnel or an open address makes a password: test_door, test_guard (tunnels), test_command.
 3. Secrets are masked, no stack traces: here, on every GET route; test_guard (errors, logs), test_a1111_state.
 4. Host and Origin, JSON alone, no CORS: here, on every route; test_guard, test_limits.

@@ -51,6 +51,8 @@ def prepare(backend: Backend, config: BackendConfig, say: Say = print) -> Checko
 
     Without network a ref that is there already is used as it is. UserError in one line for git, disk and Python.
     """
+    if config.model and not config.model.expanduser().is_file():
+        raise UserError(f"There is no model {config.model}.", fix="check the path, or leave model out.")
     places = Places.of(backend, config)
     _make_folders(places)
     ref = config.ref or backend.ref

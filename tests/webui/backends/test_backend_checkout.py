@@ -90,6 +90,12 @@ def test_what_git_cannot_fetch_is_one_line(config_for, repository, tmp_path):
         assert not (tmp_path / "local" / "a1111" / "code").exists()
 
 
+def test_a_model_that_is_not_there_is_named_before_anything_is_fetched(config_for, tmp_path):
+    with pytest.raises(UserError, match=r"no model .*gone\.safetensors"):
+        prepare(A1111, config_for(model=tmp_path / "gone.safetensors"), quiet)
+    assert not (tmp_path / "local" / "a1111" / "code").exists()
+
+
 @pytest.mark.parametrize(
     "said, meant",
     [
