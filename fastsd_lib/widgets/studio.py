@@ -76,7 +76,7 @@ class StudioPanel(style.Shown):
                 ("LoRA", self.cards.box),
                 ("PNG info", self.png_info.box),
                 ("History", self.past.box),
-                ("Saving", style.column(self.keep, fields(field("Save to", self.keep_in, wide=True)))),
+                ("Saving", style.column(self.keep, fields(field("Save to", self.keep_in, full=True)))),
             ),
             self._pane_shown,
         )

@@ -18,6 +18,7 @@ STUDIO_STYLES = """<style>
 .fsd-studio .fsd-field { min-width: 0; overflow: visible; }
 .fsd-studio .fsd-field > * { width: 100% !important; margin: 0 !important; min-width: 0; }
 .fsd-studio .fsd-wide { grid-column: span 2; }
+.fsd-studio .fsd-full { grid-column: 1 / -1; }
 .fsd-studio .fsd-field .widget-hbox, .fsd-studio .fsd-field .jupyter-widget-hbox { height: 34px; }
 .fsd-studio .fsd-field .widget-hbox > *, .fsd-studio .fsd-field .jupyter-widget-hbox > * { min-width: 0;
   margin: 0; }
@@ -47,8 +48,8 @@ STUDIO_STYLES = """<style>
 </style>"""
 
 
-def field(name: str, widget: Any, *, wide: bool = False, tip: str = "") -> Any:
-    """A widget below its name, as wide as the grid gives it."""
+def field(name: str, widget: Any, *, wide: bool = False, full: bool = False, tip: str = "") -> Any:
+    """A widget below its name: one column of the grid, two (`wide`), or all (`full`)."""
     import ipywidgets
 
     title = f' title="{escape(tip, quote=True)}"' if tip else ""
@@ -56,6 +57,8 @@ def field(name: str, widget: Any, *, wide: bool = False, tip: str = "") -> Any:
     box.add_class("fsd-field")
     if wide:
         box.add_class("fsd-wide")
+    if full:
+        box.add_class("fsd-full")
     return box
 
 

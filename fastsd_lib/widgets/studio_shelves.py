@@ -31,7 +31,7 @@ class Cards:
         self.grid = PictureButtons(self._pressed, min_px=130, kind="fsd-card")
         self._note, self._styles_note = style.html(), style.html()
         self.box = style.column(self.search, self.grid.box, self._note)
-        self.styles_box = style.column(fields(field("Styles", form.styles, wide=True)), self._styles_note)
+        self.styles_box = style.column(fields(field("Styles", form.styles, full=True)), self._styles_note)
         self.search.observe(lambda _: self._draw(), names="value")
         self.refresh()
 
