@@ -240,12 +240,10 @@ def test_every_route_of_the_api_of_gradio_and_of_mounted_apps_refuses_without_a_
     from fastsd_lib.generation.service import Service
     from fastsd_lib.generation.shelf import Shelf
     from fastsd_lib.webui.api import api_app
-    from fastsd_lib.webui.app import gr  # as the page imports it
+    from fastsd_lib.webui.app import build_page
 
-    with gr.Blocks(analytics_enabled=False) as page:
-        gr.Button("x").click(lambda: None, api_name="press")
     service = Service(Shelf(Library.of(LibraryFolders.under(tmp_path))))
-    app = api_app(service, pictures_dir=tmp_path, page=page)
+    app = api_app(service, pictures_dir=tmp_path, page=build_page)
     routes = sorted(set(every_route(app.routes)))
     paths = {path for _, path in routes}
     for known in ("/sdapi/v1/txt2img", "/fastsd/v1/jobs", "/docs", "/gradio_api/queue/join", "/gradio_api/upload",

@@ -26,9 +26,9 @@ Path(os.environ["FAKE_NOTE"]).write_text(json.dumps(
 port = int(sys.argv[sys.argv.index("--port") + 1])
 begun = time.monotonic()
 if "children" in modes:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "left-behind"])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    subprocess.Popen([sys.executable, "-c", deaf, "left-behind"])
+    subprocess.Popen([sys.executable, "-c", deaf])
 if "crash" in modes:
     for number in range(60):
         print(f"line {number}", flush=True)

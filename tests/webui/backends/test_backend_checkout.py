@@ -125,7 +125,7 @@ def test_a_git_that_hangs_is_ended_and_leaves_no_half_checkout(config_for, tmp_p
         "git",
         "import os, subprocess, sys, time\n"
         "if 'fetch' in sys.argv:\n"
-        "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)', 'hanging-git'])\n"
+        f"    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)', {str(tmp_path)!r}])\n"
         "    time.sleep(300)\n"
         f"os.environ['PATH'] = {real!r}\n"
         "os.execvp('git', ['git', *sys.argv[1:]])\n",
@@ -134,7 +134,7 @@ def test_a_git_that_hangs_is_ended_and_leaves_no_half_checkout(config_for, tmp_p
     begun = time.monotonic()
     with pytest.raises(UserError, match="took longer than 1 s"):
         prepare(A1111, config_for(git_s=1.0), quiet)
-    assert time.monotonic() - begun < 6 and none_left("hanging-git")
+    assert time.monotonic() - begun < 6 and none_left(str(tmp_path))
     own = tmp_path / "local" / "a1111"
     assert not (own / "code").exists() and not list(own.glob(".code*"))
     monkeypatch.setenv("PATH", real)
