@@ -78,9 +78,9 @@ def build(form: Form) -> Parts:
         ):
             form.extras[f"batch_{name}"] = gr.File(label=label, elem_id=f"img2img_batch_{name}", **many)
     with gr.Row():
-        go = gr.Button("Draw the batch", variant="primary", elem_id="img2img_batch_go", min_width=140)
-        end = gr.Button("Interrupt", elem_id="img2img_batch_interrupt", min_width=80)
-        skip = gr.Button("Skip", elem_id="img2img_batch_skip", min_width=80)
+        go = gr.Button("Draw all", variant="primary", elem_id="img2img_batch_go", size="md", min_width=120)
+        end = gr.Button("Interrupt", elem_id="img2img_batch_interrupt", size="md", min_width=80)
+        skip = gr.Button("Skip", elem_id="img2img_batch_skip", size="md", min_width=60)
     said = gr.HTML("", elem_id="img2img_batch_said", elem_classes=["said"])
     gallery = gr.Gallery(
         show_label=False, columns=4, object_fit="contain", interactive=False, visible=False,

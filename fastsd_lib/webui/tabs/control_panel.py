@@ -88,7 +88,7 @@ def _lay_out(prefix: str, kind: str, titles: list[str]) -> dict[str, gr.Componen
     with gr.Row(elem_classes="controlnet-head"):
         enabled = gr.Checkbox(False, label="Enable", elem_id=f"{prefix}_enable", min_width=100)
         perfect = gr.Checkbox(False, label="Pixel Perfect", elem_id=f"{prefix}_perfect", min_width=120)
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="controlnet-pictures"):
         about = "The picture of this unit" + (
             "; none = the one that is drawn over" if kind == "img2img" else ""
         )
