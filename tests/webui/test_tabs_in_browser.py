@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from own_api import picture
+from own_api import coded, picture
 from page_browser import browser_at, open_tab, reload, served_page, toast
 from PIL import Image
 
@@ -286,3 +286,21 @@ def test_a_picture_of_earlier_is_found_restored_compared_repeated_and_forgotten(
     page.locator("#history_forget").click()
     _shows(page, "#history_about", "1 file deleted")
     assert not file.exists()
+
+
+def test_a_job_over_a_picture_gives_back_the_picture_it_was_drawn_over(served, page):
+    body = {
+        **DRAWN,
+        "prompt": "a star drawn over",
+        "init_images": [coded(picture(64, 64))],
+        "denoising_strength": 0.5,
+    }
+    _post(served, "sdapi/v1/img2img", body)
+    open_tab(page, "History")
+    page.locator("#history_search textarea, #history_search input").first.fill("drawn over")
+    page.locator("#history_tiles .tile", has_text="a star drawn over").click()
+    page.locator("#history_given img").wait_for()
+    page.locator("#history_given_send_to_img2img").click()
+    page.wait_for_function(
+        "document.querySelector('#img2img_prompt textarea')?.value === 'a star drawn over'"
+    )

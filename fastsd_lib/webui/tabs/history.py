@@ -33,7 +33,9 @@ def build(desk: Desk) -> None:
                 )  # fmt: skip
                 state = gr.Dropdown(STATES, value="", show_label=False, container=False, min_width=110, scale=1,
                                     elem_id="history_state")  # fmt: skip
-            tiles = gr.HTML(elem_id="history_tiles", padding=False, js_on_load=(PAGE / "tiles.js").read_text("utf-8"))
+            tiles = gr.HTML(
+                elem_id="history_tiles", padding=False, js_on_load=(PAGE / "tiles.js").read_text("utf-8")
+            )
             with gr.Row(elem_classes=["pager"]):
                 newer = gr.Button("← Newer", size="sm", min_width=80, elem_id="history_newer")
                 where = gr.HTML(elem_id="history_where", padding=False)
@@ -75,6 +77,8 @@ class _Parts:
     text: gr.Textbox
     file: gr.State
     send: gr.Column
+    given: gr.Image
+    over: gr.Column
     repeat: gr.Button
     hold: gr.Button
     compared: gr.HTML
@@ -83,7 +87,7 @@ class _Parts:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.about, self.gallery, self.text, self.file, self.send]
+        return [self.about, self.gallery, self.text, self.file, self.send, self.given, self.over]
 
     def connect(
         self, desk: Desk, job: gr.State, held: gr.State, same: Any, asked: list[Any], page: list[Any]
@@ -169,6 +173,12 @@ def _detail(desk: Desk) -> _Parts:
                 elem_id="history_with_files",
                 min_width=160,
             )
+    with gr.Column(visible=False, elem_id="history_over") as parts.over:
+        parts.given = gr.Image(
+            label="Drawn over", type="filepath", format="png", interactive=False, height=220, elem_id="history_given",
+            buttons=["download", "fullscreen"],
+        )  # fmt: skip
+        send_buttons(desk, parts.given, parts.text, ("img2img", "inpaint"), "history_given")
     parts.compared = gr.HTML(elem_id="history_compared", padding=False)
     return parts
 
@@ -240,11 +250,32 @@ def _looked_at(context: ApiContext, owner: str, job_id: str) -> list[Any]:
         value=[str(file) for file in files], visible=bool(files), selected_index=0 if files else None
     )
     file = str(files[0]) if files else None
-    return [entry["id"], about, gallery, past.text_of(entry), file, gr.Column(visible=True)]
+    given, trouble = _given(context, owner, entry)
+    about += trouble
+    return [entry["id"], about, gallery, past.text_of(entry), file, gr.Column(visible=True), given,
+            gr.Column(visible=given is not None)]  # fmt: skip
+
+
+def _given(context: ApiContext, owner: str, entry: Mapping[str, Any]) -> tuple[Any, str]:
+    """What it was drawn over, if anything; a note when that is not kept any more."""
+    if not entry["request"].get("init"):
+        return None, ""
+    try:
+        return past.given_pictures(context, owner, entry["id"])[0], ""
+    except UserError as error:
+        return None, shown.notes([error.message])
 
 
 def _nothing() -> list[Any]:
-    return [NOTHING, gr.Gallery(value=[], visible=False), "", None, gr.Column(visible=False)]
+    return [
+        NOTHING,
+        gr.Gallery(value=[], visible=False),
+        "",
+        None,
+        gr.Column(visible=False),
+        None,
+        gr.Column(visible=False),
+    ]
 
 
 def _mine(context: ApiContext, request: gr.Request, job_id: str) -> dict[str, Any]:
