@@ -37,7 +37,7 @@ def test_it_says_what_colab_allows_and_where_the_web_ui_is():
     assert "terms of service" in text and "paid compute units" in text and "webui.ipynb" in text
 
 
-def test_it_draws_from_top_to_bottom_and_opens_no_port(tmp_path):
+def test_it_draws_from_top_to_bottom_and_leaves_pictures_that_say_how_they_were_made(tmp_path):
     values = {
         "storage_folder": str(tmp_path),
         "inference_steps": 2,

@@ -37,7 +37,7 @@ def usual(request):
         panel.form.fill(StudioChoices())
 
 
-def wait(condition: Callable[[], Any], patience_s: float = 60) -> Any:
+def wait(condition: Callable[[], Any], patience_s: float = 180) -> Any:
     end = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -66,7 +66,7 @@ def png(colour: str = "white", size: tuple[int, int] = (64, 64), mode: str = "RG
 
 
 def test_generate_returns_at_once_and_the_picture_is_shown_and_saved(panel):
-    panel.form.set(inference_steps=150, count=1, seed=9)
+    panel.form.set(inference_steps=80, count=1, seed=9)
     began = time.monotonic()
     panel.generate_button.click()
     assert time.monotonic() - began < 1 and panel.busy and panel.generate_button.disabled
@@ -74,7 +74,7 @@ def test_generate_returns_at_once_and_the_picture_is_shown_and_saved(panel):
     wait(lambda: not panel.busy)
     picture, file = panel.results.pictures[-1]
     assert picture.seed == 9 and file.is_file() and str(file) in panel.results._where.value
-    assert "Steps: 150" in panel.results._text.value and "1 picture in" in panel._status.value
+    assert "Steps: 80" in panel.results._text.value and "1 picture in" in panel._status.value
     assert not panel.generate_button.disabled and panel.stop_button.disabled
 
 
@@ -84,7 +84,7 @@ def test_stop_ends_a_long_order_and_keeps_what_there_is(panel):
     panel.generate_button.click()
     wait(lambda: panel.job.state == "drawing" and panel.job.step > 2)
     panel.stop_button.click()
-    wait(lambda: not panel.busy, 20)
+    wait(lambda: not panel.busy)
     assert panel.job.state == "stopped" and "Stopped" in panel._status.value
     assert not panel.generate_button.disabled
 
