@@ -138,9 +138,12 @@ class LossTrace:
         self._curve, self._file, self._offset = Curve(), (0, 0), 0
         self._skipped = self._identity(self._path()) if skip_present else None
 
-    def svg(self) -> str:
+    def svg(self, since: float = 0.0) -> str:
+        """The chart; "" for a log that was written last before `since` (seconds since 1970)."""
         with self._lock:
             with suppress(OSError):
+                if self._path().stat().st_mtime < since:
+                    return ""
                 self._read()
             return self._curve.svg()
 

@@ -188,7 +188,7 @@ class SessionTrainings:
             )  # fmt: skip
         return shown_from_disk(
             opened,
-            self._traces.setdefault(opened.name, LossTrace(opened)).svg(),
+            self._traces.setdefault(opened.name, LossTrace(opened)).svg(began_at(opened)),
             problem=run.problem if run else "",
             fix=run.fix if run else "",
             log=run.process.log if run and run.problem else (),

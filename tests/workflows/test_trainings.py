@@ -262,6 +262,7 @@ def test_the_curve_follows_a_growing_log_and_begins_anew_with_a_new_one(tmp_path
     with log.open("a") as handle:
         handle.write(line(3)[7:])
     assert "step 3" in trace.svg()
+    assert trace.svg(since=time.time() + 60) == ""  # of a run before the last one
     waiting = LossTrace(session, skip_present=True)
     assert waiting.svg() == ""
     (session.logs / "new").write_text(line(1) + line(2))
