@@ -84,7 +84,10 @@ def _visit(context: Any, url: str) -> Visit:
     button_s = time.perf_counter() - began
     page.wait_for_function(LISTENS)
     listens_s = time.perf_counter() - began
-    page.wait_for_load_state("networkidle")
+    seen = -1
+    while seen != len(sizes):  # the page's own connection for news never ends, so the network is never idle
+        seen = len(sizes)
+        page.wait_for_timeout(1000)
     loaded = [size for size in sizes if size > 0]  # what the browser had kept is 0
     page.fill("#txt2img_prompt textarea", "a photo of a red star")
     shown = "document.querySelector('.live-preview, #txt2img_gallery img')?.naturalWidth > 0"

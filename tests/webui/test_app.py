@@ -69,6 +69,9 @@ def test_files_named_by_their_content_are_packed_and_kept_by_browsers(server):
     assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
     assert answer.headers["content-encoding"] in ("br", "gzip")
     assert "immutable" not in (page.headers["cache-control"] or "")
+    asked = urllib.request.Request(server.url, headers={"accept-encoding": "gzip"})
+    packed = urllib.request.urlopen(asked)
+    assert packed.headers["content-encoding"] == "gzip" and len(packed.read()) < 250_000
 
 
 def test_a_taken_port_says_so(service, server):

@@ -219,9 +219,10 @@ def test_a_phone_shows_one_column_and_nothing_to_the_side(browser, served, schem
         page.check("#txt2img_hr-checkbox input")
         page.check("#txt2img_subseed_show input")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        inside = "[...document.querySelectorAll('#tab_txt2img :is(button, input, textarea)')]"
-        inside += (
-            ".filter(one => one.offsetParent && one.getBoundingClientRect().right > 391).map(one => one.id)"
+        inside = (
+            "[...document.querySelectorAll('#tab_txt2img :is(button, input, textarea)')]"
+            ".filter(one => one.offsetParent && !one.closest('.visually-hidden'))"
+            ".filter(one => one.getBoundingClientRect().right > 391).map(one => one.outerHTML)"
         )
         assert page.evaluate(inside) == []
         assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
