@@ -67,6 +67,7 @@ def test_a_dropped_picture_says_how_it_was_made_and_fills_txt2img(served, page):
     page.locator("#pnginfo_image input[type=file]").set_input_files(file)
     _shows(page, "#pnginfo_facts", "a dropped star")
     _shows(page, "#pnginfo_facts", "6.5")
+    _shows(page, "#pnginfo_facts", "fastsd")
     assert "Negative prompt: dots" in page.locator("#pnginfo_text textarea").input_value()
     page.locator("#pnginfo_send_to_txt2img").click()
     page.locator("#txt2img_prompt textarea").wait_for()
@@ -125,8 +126,10 @@ def test_a_batch_names_the_bad_file_does_the_others_and_gives_a_zip(page, tmp_pa
     open_tab(page, "Extras")
     page.locator("#mode_extras button[role=tab]", has_text="Batch").click()
     files = [tmp_path / f"{name}.png" for name in ("one", "bad", "two")]
+    page.locator("#extras_batch", has_text="Drop File Here").wait_for()
+    page.wait_for_timeout(500)  # an inner tab is laid out when it is first chosen; its input listens later
     page.locator("#extras_batch input[type=file]").set_input_files(files)
-    page.locator("#extras_batch", has_text="two.png").wait_for()
+    page.locator("#extras_batch tr", has_text="two").first.wait_for()
     page.locator("#extras_generate").click()
     _shows(page, "#extras_state", "2 of 3 enlarged")
     _shows(page, "#extras_trouble", "bad.png")

@@ -91,7 +91,7 @@ def build(desk: Desk) -> None:
                 buttons=["fullscreen"], max_height=560,
             )  # fmt: skip
             gallery = gr.Gallery(
-                label="Results", elem_id="extras_gallery", columns=4, object_fit="contain", visible=False,
+                label="Results", elem_id="extras_gallery", columns=4, height=260, object_fit="contain", visible=False,
                 interactive=False, buttons=["download", "fullscreen"],
             )  # fmt: skip
             trouble = gr.HTML(elem_id="extras_trouble", padding=False)
@@ -232,7 +232,7 @@ def _results(results: list[Result], many: bool) -> list[Any]:
     last = results[-1]
     pair = gr.ImageSlider(visible=False) if many else gr.ImageSlider(value=_pair(last), visible=True)
     pictures = [(str(one.file), f"{one.name} · {one.size[0]} x {one.size[1]}") for one in results]
-    gallery = gr.Gallery(value=pictures, visible=True, columns=4 if many else 1)
+    gallery = gr.Gallery(value=pictures, visible=True)
     return [pair, gallery, "", gr.DownloadButton(visible=False), last.parameters, str(last.file)]
 
 

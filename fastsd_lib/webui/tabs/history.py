@@ -150,7 +150,7 @@ def _detail(desk: Desk) -> _Parts:
     parts.about = gr.HTML(NOTHING, elem_id="history_about", padding=False)
     parts.file = gr.State(None)
     parts.gallery = gr.Gallery(
-        show_label=False, elem_id="history_gallery", columns=3, object_fit="contain", interactive=False,
+        show_label=False, elem_id="history_gallery", columns=3, height=380, object_fit="contain", interactive=False,
         visible=False, buttons=["download", "fullscreen"], preview=True,
     )  # fmt: skip
     with gr.Column(visible=False, elem_id="history_detail") as parts.send:

@@ -150,7 +150,7 @@ def _described(row: Row, seen: Inside) -> str:
     facts = {
         "What": seen.kind or "not known",
         "Family": family or "not known",
-        "For": seen.use,
+        "For" if seen.kind == "a whole model" else "Variant": seen.use,
         "Layout": seen.layout,
         "Precision": ", ".join(seen.dtypes),
         "Numbers": f"{sum(seen.dtypes.values()):,}",

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.generation.infotext import ASSUMED, read_infotext
+from fastsd_lib.generation.infotext import ASSUMED, VERSION, read_infotext
 from fastsd_lib.webui.a1111 import known_styles
 from fastsd_lib.webui.a1111_pictures import open_picture
 from fastsd_lib.webui.extras_api import history_of
@@ -66,7 +66,7 @@ def asked(path: str | None, desk: Desk) -> Answer:
     found = read_infotext(history.parameters, known_styles(context)) if history.parameters else {}
     parameters = {key: value for key, value in found.items() if ASSUMED.get(key) != value}
     lost = missing_from(found, context) if found else []
-    about = {"Drawn by": PROGRAMS.get(history.program, "a program that does not say its name"),
+    about = {"Drawn by": _program(history.program, found),
              "Pixels": f"{size[0]} x {size[1]}"}  # fmt: skip
     others = {name: value for name, value in history.texts.items() if name != "parameters"}
     return (
@@ -75,6 +75,12 @@ def asked(path: str | None, desk: Desk) -> Answer:
         history.parameters,
         _others(others),
     )
+
+
+def _program(program: str, parameters: Mapping[str, Any]) -> str:
+    """Pictures that the API saved carry A1111's text alone, with our name as the version."""
+    ours = program == "a1111" and parameters.get("Version") == VERSION
+    return PROGRAMS.get("fastsd" if ours else program, "a program that does not say its name")
 
 
 def _settings(parameters: Mapping[str, Any]) -> dict[str, str]:
