@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,20 @@ def _add_tunnel(parser: argparse.ArgumentParser) -> None:
         help="ngrok, gradio, localtunnel, cloudflared, ssh, colab; several are tried in this order; auto: what suits",
     )
     add("--subdomain", default="", metavar="NAME", help="localtunnel: the name to ask for")
+    add("--localtunnel-server", default="https://localtunnel.me", metavar="URL", help="one of your own")
     add("--ngrok-token-file", type=Path, metavar="FILE", help="usual: NGROK_AUTHTOKEN in the environment")
     add("--ngrok-domain", default="", metavar="NAME", help="of your account")
     add("--ssh-host", default="", metavar="USER@HOST:PORT")
     add("--ssh-key", type=Path, metavar="FILE")
+    add("--ssh-known-hosts", type=Path, metavar="FILE", help="usual: ~/.ssh/known_hosts")
+    add("--ssh-remote-port", type=int, metavar="N", help="at the host; usual: any free one")
+    add(
+        "--ssh-remote-bind",
+        default="*",
+        metavar="ADDRESS",
+        help="127.0.0.1 where the host's own server leads on",
+    )
+    add("--ssh-public-url", default="", metavar="URL", help="where it leads from")
     add("--ssh-accept-new", action="store_true", help="trust a host that was never seen before")
     add(
         "--i-have-paid-compute-units",
@@ -98,7 +109,7 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
     if options.password:
         webui.hide_password(options.password)
     from_surroundings = os.environ.pop("FASTSD_PASSWORD", None)  # what we start need not know it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does: nothing stays behind
+    ending = _on_termination()
     config = webui.WebuiConfig(
         options.model,
         ui=not options.no_ui,
@@ -124,20 +135,31 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
         names=options.allow_host,
     )
     if options.tunnel or options.backend != "builtin":
-        return _launch(options, config, door)
-    webui.serve(config, door, options.port)
+        return _launch(options, config, door, ending)
+    webui.serve(config, door, options.port, ending)
     return 0
 
 
-def _launch(options: argparse.Namespace, config: Any, door: Any) -> int:
+def _on_termination() -> threading.Event:
+    """Let SIGTERM end the program as Ctrl-C does, so that nothing stays behind."""
+    ending = threading.Event()
+
+    def end(*_: Any) -> None:
+        ending.set()  # heard later where Python swallows what is raised, as in a finalizer
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    return ending
+
+
+def _launch(options: argparse.Namespace, config: Any, door: Any, ending: threading.Event) -> int:
     """With a public address, or with another program behind the door."""
     from fastsd_lib.webui.tunnels.config import Tunnel
     from fastsd_lib.workflows.webui_launch import LaunchConfig, launch
 
-    def show(tunnel: Tunnel) -> None:
+    def show_code(tunnel: Tunnel) -> None:
         from fastsd_lib.webui.tunnels.qr import qr_text
 
-        print("\n".join([f"Public address: {tunnel.url}", *tunnel.notes]), flush=True)
         if sys.stdout.isatty():
             print(qr_text(tunnel.url), flush=True)
 
@@ -158,11 +180,12 @@ def _launch(options: argparse.Namespace, config: Any, door: Any) -> int:
         tunnel_config=_tunnels(options, asked),
         backend_config=_backend(options),
         root=options.root,
-        on_url=show,
+        on_url=show_code,
+        stopping=ending,
     )
     try:
         print(f"On this machine: {launched.url}   (Ctrl-C ends it)", flush=True)
-        launched.wait()
+        launched.wait(ending)
     finally:
         launched.stop()
     return 0
@@ -181,11 +204,16 @@ def _tunnels(options: argparse.Namespace, asked: Any) -> Any:
     return TunnelConfig(
         order,
         subdomain=options.subdomain,
+        localtunnel_server=options.localtunnel_server,
         ngrok_token=None if options.ngrok_token_file else lambda: tokens.secret(*NGROK_SECRETS) or "",
         ngrok_token_file=options.ngrok_token_file,
         ngrok_domain=options.ngrok_domain,
         ssh_host=options.ssh_host,
         ssh_key=options.ssh_key,
+        ssh_known_hosts=options.ssh_known_hosts,
+        ssh_remote_port=options.ssh_remote_port,
+        ssh_remote_bind=options.ssh_remote_bind,
+        ssh_public_url=options.ssh_public_url,
         ssh_accept_new=options.ssh_accept_new,
     )
 

@@ -76,10 +76,11 @@ class Server:
         """Refuse the name of a tunnel that is gone: its next owner may be anybody. The password stays."""
         self.guard.names.remove_tunnel(url)
 
-    def wait(self) -> None:
-        """Stay until the server ends, somebody who may ends it, or Ctrl-C."""
+    def wait(self, ending: threading.Event | None = None) -> None:
+        """Stay until the server ends, somebody who may ends it, `ending` is set, or Ctrl-C."""
         while self._thread.is_alive() and not self._stopping.wait(timeout=0.5):
-            pass
+            if ending is not None and ending.is_set():
+                break
 
     def close(self) -> None:
         self._running.should_exit = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,15 +43,20 @@ class WebuiConfig:
         return (self.folder or default_root() / "webui").expanduser()
 
 
-def serve(config: WebuiConfig = WebuiConfig(), door: Door | None = None, port: int = 7860) -> None:
-    """Serve on this machine, or to whom `door` opens, until Ctrl-C."""
+def serve(
+    config: WebuiConfig = WebuiConfig(),
+    door: Door | None = None,
+    port: int = 7860,
+    ending: threading.Event | None = None,
+) -> None:
+    """Serve on this machine, or to whom `door` opens, until Ctrl-C or until `ending` is set."""
     server = start(config, door, port)
     what = "The web UI is at" if config.ui else "The API is at"
     print(f"{what} {server.url}   (its description: {server.url}docs; Ctrl-C ends it)", flush=True)
     for line in door.announcement() if door else []:
         print(line, flush=True)
     try:
-        server.wait()
+        server.wait(ending)
     finally:
         server.close()
 

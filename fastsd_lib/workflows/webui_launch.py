@@ -83,9 +83,9 @@ class Launched:
         """How it goes, in a line."""
         return " ".join(part for part in (self.trouble(), self.tunnel_status()) if part)
 
-    def wait(self) -> None:
-        """Stay until somebody ends it; Ctrl-C raises as usual, and the caller stops it."""
-        self.server.wait()
+    def wait(self, ending: threading.Event | None = None) -> None:
+        """Stay until somebody ends it or `ending` is set; Ctrl-C raises as usual, and the caller stops it."""
+        self.server.wait(ending)
 
     def stop(self) -> None:
         """End tunnel, door and program, in this order; a second call does nothing."""
