@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from page_server import served_page
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.generation.infotext import infotext
-
-from page_server import served_page
 
 
 @pytest.fixture(scope="module")
