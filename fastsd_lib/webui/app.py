@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from fastsd_lib.webui.door import LOOPBACK, Door
 from fastsd_lib.webui.look import head, styles, theme
-from fastsd_lib.webui.page_files import KeptFiles
+from fastsd_lib.webui.page_files import KeptFiles, PrivateFolder
 from fastsd_lib.webui.page_tasks import PageTasks
 from fastsd_lib.webui.tabs import (
     extras,
@@ -93,6 +93,8 @@ def page_app(page: gr.Blocks, folder: Path | None) -> FastAPI:
     """The page as one part of an app; of the disk it serves `folder` and nothing beside it."""
     app = FastAPI(title="fastsd", docs_url=None, redoc_url=None)
     app.add_middleware(KeptFiles)
+    if folder:
+        app.add_middleware(PrivateFolder, folder=folder)
     return gr.mount_gradio_app(
         app,
         page.queue(max_size=64),
@@ -101,7 +103,7 @@ def page_app(page: gr.Blocks, folder: Path | None) -> FastAPI:
         allowed_paths=[str(folder)] if folder else [],
         blocked_paths=[str(place) for place in private_places()],
         show_error=False,
-        max_file_size="32mb",
+        max_file_size="64mb",
         run_history=False,
         enable_monitoring=False,
         mcp_server=False,
