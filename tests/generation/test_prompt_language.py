@@ -259,11 +259,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hundred_thousand_signs_are_read_in_linear_time(name):
-    """A quadratic rule takes minutes here; seconds of the process's own time are more than it needs on a slow core."""
-    began = time.process_time()
+    """A quadratic rule takes minutes here; seconds of the thread's own time are more than it needs on a slow core."""
+    began = time.thread_time()
     for branch in branches(HOSTILE[name]):
         schedule = Schedule.read(branch.text)
         schedule.changes(20)
         attention(schedule.text_at(1, 20))
         attention(schedule.text_at(20, 20))
-    assert time.process_time() - began < 3
+    assert time.thread_time() - began < 6

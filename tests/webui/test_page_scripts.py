@@ -28,6 +28,11 @@ def served(tmp_path_factory):
         yield served
 
 
+#: A preview stands there before.
+DRAWN = """document.querySelector('#txt2img_gallery img') !== null
+    && !document.body.classList.contains('txt2img-busy')"""
+
+
 def pick(page, box: str, label: str) -> None:
     page.locator(f"#{box} input").first.click()
     page.get_by_role("option", name=label, exact=True).first.click()
@@ -54,7 +59,7 @@ def test_a_plot_is_drawn_as_it_is_written_on_the_page(served):
             pick(page, f"{PLOT}_y_values_dropdown", sampler)
         page.keyboard.press("Escape")
         page.locator("#txt2img_generate").click()
-        page.wait_for_function("document.querySelector('#txt2img_gallery img') !== null", timeout=LONG_MS)
+        page.wait_for_function(DRAWN, timeout=LONG_MS)
     (path,) = saved_grids(served)
     with Image.open(path) as grid:
         read = read_infotext(grid.info["parameters"])
