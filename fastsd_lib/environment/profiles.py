@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.environment import markers
 
 LOCKS = Path(__file__).parent / "locks"
 PROFILES = ("core", "train", "webui", "vit", "dev", "all")
@@ -21,7 +23,7 @@ SIGN_OF = {
     "core": ("numpy", "PIL", "yaml", "safetensors", "skimage", "huggingface_hub"),
     "train": ("torch", "diffusers", "transformers", "accelerate"),
     "webui": ("torch", "diffusers", "transformers", "gradio", "fastapi"),
-    "vit": ("torch", "transformers", "fastapi"),
+    "vit": ("torch", "transformers", "fastapi", "openvino"),
     "dev": ("pytest", "hypothesis"),
     "all": ("torch", "diffusers", "transformers", "gradio", "pytest", "hypothesis"),
 }
@@ -40,9 +42,11 @@ def check_profile(name: str) -> str:
     return name
 
 
-def requirements(profile: str) -> list[str]:
-    """The direct requirements with their floors, as in pyproject.toml: "torch>=2.11"."""
-    return _table()[check_profile(profile)]["requires"]
+def requirements(profile: str, variables: Mapping[str, str] | None = None) -> list[str]:
+    """The direct requirements with their floors, "torch>=2.11", where `variables` hold (this machine's if none)."""
+    asked = (one.partition(";") for one in _table()[check_profile(profile)]["requires"])
+    here = dict(variables or markers.environment())
+    return [requirement.strip() for requirement, _, marker in asked if markers.holds(marker, here)]
 
 
 def packages(profile: str) -> frozenset[str]:
@@ -51,7 +55,7 @@ def packages(profile: str) -> frozenset[str]:
 
 
 def split(requirement: str) -> tuple[str, str]:
-    """("huggingface-hub", ">=1.27") of "huggingface_hub>=1.27"; extras and markers do not occur in ours."""
+    """("huggingface-hub", ">=1.27") of "huggingface_hub>=1.27"; extras do not occur in ours."""
     name, floor = re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*((?:[<>=!~].*)?)", requirement).groups()
     return re.sub(r"[-_.]+", "-", name).lower(), floor
 

@@ -35,7 +35,15 @@ def test_the_generated_profiles_are_those_of_pyproject():
     )  # pytest brings tomli
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for profile, requires in locks._requirements(project).items():
-        assert profiles.requirements(profile) == requires, "run: python3 -m fastsd_lib install --update-locks"
+        written = profiles._table()[profile]["requires"]
+        assert written == requires, "run: python3 -m fastsd_lib install --update-locks"
+
+
+def test_a_requirement_with_a_marker_is_asked_for_only_where_the_marker_holds():
+    linux = {**markers.environment("3.13.1"), "sys_platform": "linux"}
+    assert "tensorflow-cpu>=2.18" in profiles.requirements("dev", linux)
+    assert "tensorflow-cpu" not in str(profiles.requirements("dev", {**linux, "sys_platform": "darwin"}))
+    assert "coremltools" not in str(profiles.requirements("dev", {**linux, "python_version": "3.14"}))
 
 
 @pytest.mark.parametrize("python", ["3.10.13", "3.11.7", "3.12.1", "3.13.0"])
