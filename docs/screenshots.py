@@ -70,13 +70,20 @@ def train(page: Any, photos: list[Path]) -> None:
     page.locator("#train_state", has_text="Add photos first").wait_for()
     page.set_input_files("#train_upload input[type=file]", photos)
     page.locator("#train_state", has_text="Ready to train").wait_for()
-    prompt = page.locator("#train_instance_prompt textarea, #train_instance_prompt input").first
-    prompt.fill("a photo of sks monster")
-    prompt.press("Tab")
+    choose(page, instance_prompt="a photo of sks monster")
+    page.locator("#train_all button").first.click()  # samples come often, so that the picture shows some
+    choose(page, unet_steps=120, text_encoder_steps=10, sample_every_steps=20)
+    page.locator("#train_all button").first.click()
     page.click("#train_start")
-    page.wait_for_function(r"/step ([2-9]\d|\d{3})/.test(document.querySelector('#train_state')?.innerText)")
-    page.locator("#train_samples img").first.wait_for()
+    page.wait_for_function("document.querySelectorAll('#train_samples img').length >= 4")
     page.wait_for_timeout(1000)
+
+
+def choose(page: Any, **fields: object) -> None:
+    for name, value in fields.items():
+        place = page.locator(f"#train_{name}").locator("textarea, input").first
+        place.fill(str(value))
+        place.press("Tab")
 
 
 if __name__ == "__main__":
