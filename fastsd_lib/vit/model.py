@@ -1,0 +1,131 @@
+"""ViT models by name: the embedded one, a folder, a Hugging Face id; opened without loading a weight, or as PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.tensor_file import read_tensor_file
+from fastsd_lib.vit import model_config, model_files
+from fastsd_lib.vit.calibration_file import temperature_of
+from fastsd_lib.vit.config import Precision
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+EMBEDDED = model_files.EMBEDDED
+BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int8w": 1.0, "int4w": 0.6}
+_RUNTIME_MIB = 350  # PyTorch or OpenVINO itself, before any model
+
+
+@dataclass(frozen=True)
+class VitModel:
+    """A model folder in transformers' layout, and what its small files say."""
+
+    path: Path  # config.json, model.safetensors, preprocessor_config.json, perhaps fastsd_vit.json
+    name: str  # as people call it: "embedded", "google/vit-base-patch16-224", the folder's name
+    architecture: str  # "ViTForImageClassification"
+    labels: tuple[str, ...]  # by class number; empty for a model without a classifier
+    generic_labels: bool  # they are LABEL_0, LABEL_1 ...: nobody wrote down what they mean
+    image_px: tuple[int, int]  # (height, width) that the model sees
+    parameters: int
+    multi_label: bool  # several classes at once may be true: a sigmoid each, no softmax
+    temperature: float | None  # see calibration_file
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told before trusting the answers."""
+        if not self.generic_labels:
+            return ()
+        first, last = self.labels[0], self.labels[-1]
+        return (
+            f"{self.name} names its classes {first} to {last}: what they mean is not written in the model",
+        )
+
+
+def open_model(
+    name_or_path: str | Path = EMBEDDED,
+    *,
+    token: model_files.Token = None,
+    revision: str | None = None,
+    classifier: bool = True,
+) -> VitModel:
+    """The model behind a name, an alias ("vit-b16-224"), a folder or a Hugging Face id; downloads when it must.
+
+    Weights are safetensors; a `.bin` is read as plain numbers and copied to a safetensors file once. With
+    `classifier=False` a model without a head (for features, or to train a head on) will do as well. UserError for
+    unknown names, missing or damaged files, other kinds of models, gated ones and a missing network.
+    """
+    folder, name = model_files.find(name_or_path, token, revision)
+    config = model_config.read(folder, name, classifier=classifier)
+    image_px = model_config.image_px(folder, config)
+    return VitModel(
+        path=folder,
+        name=name,
+        architecture=config.architecture,
+        labels=config.labels,
+        generic_labels=config.generic_labels,
+        image_px=image_px,
+        parameters=_count_parameters(folder),
+        multi_label=config.multi_label,
+        temperature=temperature_of(folder),
+    )
+
+
+def load_torch(
+    model: VitModel,
+    *,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    dtype: torch.dtype | str | None = None,
+    device: str = "cpu",
+    labels: tuple[str, ...] | None = None,
+) -> PreTrainedModel:
+    """The model as transformers has it, in eval mode, in float32 unless `dtype` says otherwise.
+
+    "eager" attention is what returns attention maps. With `labels` the head is a new one for these classes, to be
+    trained. UserError when the file lacks a weight, has one too many or one of another shape, or memory is short.
+    """
+    require("transformers", group="vit")
+    from fastsd_lib.vit.weights import load
+
+    return load(model, attention, dtype, device, labels)
+
+
+def memory_needed_mib(model: VitModel, precision: Precision = "fp32", batch: int = 16) -> float:
+    """About how much memory running the model takes, in MiB: weights, the largest of a layer's values, the runtime.
+
+    An upper estimate from the sizes in its config; loading holds the weights as they are in the file besides.
+    """
+    config = model_config.sizes(model.path)
+    precision = "fp32" if precision == "auto" else precision
+    weights = model.parameters * BYTES_PER_WEIGHT[precision]
+    tokens = (model.image_px[0] // config.patch_px) * (model.image_px[1] // config.patch_px) + 1
+    values = tokens * (6 * config.hidden + 2 * config.mlp) + 3 * model.image_px[0] * model.image_px[1]
+    width = 4 if precision == "fp32" else 2
+    return (weights + batch * values * width) / 2**20 + _RUNTIME_MIB
+
+
+def _count_parameters(folder: Path) -> int:
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        for tensor in read_tensor_file(file).tensors.values():
+            if tensor.dtype in model_files.FLOATS:
+                count = 1
+                for length in tensor.shape:
+                    count *= length
+                total += count
+    return total
+
+
+def torch_dtype(precision: Precision) -> Any:
+    """torch's name of a precision that PyTorch computes in."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def unknown_key_error(model: VitModel, what: str) -> UserError:
+    return UserError(f"{model.path} {what}.", fix="download the model again, or take another one.")
