@@ -102,11 +102,13 @@ def serve_app(
     closing: Callable[[], None] = lambda: None,
     stopping: threading.Event | None = None,
     rules: Rules = OWN,
+    sockets: bool = True,
 ) -> Server:
     """Serve any ASGI app behind the guard and return when it answers. UserError when the port is taken.
 
     When the server closes, `closing` is called and `scratch` removed. `stopping`: `Server.wait` ends when it is set.
     `limits` and `rules` are those of our own app; a program that is not ours has its own (`reverse_proxy`).
+    `sockets`: whether it has websockets, for which a package of that name must be there.
     """
     limits = limits or Limits()
     guard = Guard(
@@ -116,7 +118,7 @@ def serve_app(
         guard,
         http="h11",  # the parser that bounds headers
         h11_max_incomplete_event_size=64 * 1024,
-        ws="websockets-sansio",
+        ws="websockets-sansio" if sockets else "none",
         ws_max_size=limits.message_bytes,
         proxy_headers=False,  # else a header decides who the client is
         server_header=False,
