@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,20 +71,11 @@ def read_photo(
     so that a 50 MP one never stands in memory whole. Raises PhotoError.
     """
     kind = photo_kind(path)
-    _need_plugin_for(kind, path)
+    need_plugin_for(kind, path)
     notes: list[str] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb and EXIF warnings: our limits speak instead
-            picture, whole_px = _decode(path, kind, background, limits, max_side_px, notes)
-    except PhotoError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_many_pixels("more than 178", limits, path) from None
-    except UnidentifiedImageError:
-        raise _not_readable(path, kind) from None
-    except Exception as error:  # damaged bytes make decoders raise nearly anything
-        raise _damaged(path, kind, error) from None
+    with as_photo_errors(path, kind, limits), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own bomb and EXIF warnings: our limits speak instead
+        picture, whole_px = _decode(path, kind, background, limits, max_side_px, notes)
     if max_side_px and max(picture.size) > max_side_px:
         scale = max_side_px / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -95,6 +88,21 @@ def read_photo(
     return Photo(picture, kind, tuple(notes))
 
 
+@contextmanager
+def as_photo_errors(path: Path, kind: str, limits: PhotoLimits = DEFAULT_LIMITS) -> Iterator[None]:
+    """Whatever a decoder raises becomes a PhotoError that speaks of the file `path`."""
+    try:
+        yield
+    except PhotoError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels("more than 178", limits, path) from None
+    except UnidentifiedImageError:
+        raise _not_readable(path, kind) from None
+    except Exception as error:  # damaged bytes make decoders raise nearly anything
+        raise _damaged(path, kind, error) from None
+
+
 def _decode(
     path: Path,
     kind: str,
@@ -105,7 +113,7 @@ def _decode(
 ) -> tuple[Image.Image, int]:
     """(the picture upright in RGB, the long side it has in its file)."""
     with Image.open(path) as image:
-        _refuse_by_size(image.size, limits, path)
+        refuse_by_size(image.size, limits, path)
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in _SEVERAL_BUT_ONE_PHOTO:
             what = "several pages" if kind == "TIFF" else "animated"
@@ -116,7 +124,7 @@ def _decode(
             scale = 0.9 * max_side_px / whole_px
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
-        return _to_rgb(_upright(image, notes), background, notes), whole_px
+        return to_rgb(upright(image, notes), background, notes), whole_px
 
 
 _FIX_DAMAGED = "open it in a picture viewer and save it again, or download it again."
@@ -139,6 +147,11 @@ def photo_kind(path: Path) -> str:
         raise PhotoError(
             "unreadable", f"{_shown(path)} cannot be read: {reason}.", "check its permissions."
         ) from None
+    return kind_of_photo(head, path)
+
+
+def kind_of_photo(head: bytes, path: Path) -> str:
+    """The picture format by the first bytes; PhotoError, naming `path`, for whatever is no picture."""
     kind = kind_of(head)
     if kind == "empty file":
         raise PhotoError("empty", f"{_shown(path)} is an empty file (0 bytes).", "copy or download it again.")
@@ -150,7 +163,7 @@ def photo_kind(path: Path) -> str:
     return kind
 
 
-def _need_plugin_for(kind: str, path: Path) -> None:
+def need_plugin_for(kind: str, path: Path) -> None:
     """HEIC is read by pillow-heif; AVIF by Pillow itself where it was built so."""
     from PIL import features
 
@@ -172,7 +185,7 @@ def _need_plugin_for(kind: str, path: Path) -> None:
         )
 
 
-def _refuse_by_size(size: tuple[int, int], limits: PhotoLimits, path: Path) -> None:
+def refuse_by_size(size: tuple[int, int], limits: PhotoLimits, path: Path) -> None:
     width, height = size
     shape = f"{width}x{height}"
     if width * height > limits.max_pixels:
@@ -224,7 +237,7 @@ def _not_readable(path: Path, kind: str) -> PhotoError:
     return PhotoError("damaged", message, _FIX_DAMAGED)
 
 
-def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+def upright(image: Image.Image, notes: list[str]) -> Image.Image:
     """Turn and mirror as the camera's orientation tag (1-8) says."""
     try:
         return ImageOps.exif_transpose(image)
@@ -233,7 +246,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> Image.Image:
+def to_rgb(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> Image.Image:
     """8-bit sRGB from any mode. Wide grey is rescaled: a plain convert() clips it to white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):
