@@ -6,12 +6,13 @@ import asyncio
 import re
 import threading
 from collections import deque
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.widgets import style
-from fastsd_lib.workflows.webui_launch import LaunchConfig, Launched, launch
+from fastsd_lib.workflows.webui_launch import Launched, launch
 
 LOOK_S = 1.0
 WAIT_S = 0.05
@@ -28,8 +29,11 @@ WEBUI_STYLES = """<style>
 class WebuiPanel(style.Shown):
     """Starts in a thread, so that Stop and interrupting the cell are heard while models load."""
 
-    def __init__(self, config: LaunchConfig, root: Any = None, **more: Any) -> None:
-        """`more`: further choices of `launch`, such as `serve` or `tunnel_config`."""
+    title, called = "Web UI", "The web UI is"
+    begin: Callable[..., Launched] = staticmethod(launch)
+
+    def __init__(self, config: Any, root: Any = None, **more: Any) -> None:
+        """`config`: what `begin` takes, a LaunchConfig; `more`: its further choices, `serve` or `tunnel_config`."""
         self.config, self.root, self._more = config, root, more
         self.launched: Launched | None = None
         self.error: Exception | None = None
@@ -43,7 +47,7 @@ class WebuiPanel(style.Shown):
         self._log, self._message = style.html(), style.html()
         self.hide_button.layout.display = "none"
         self.box = style.card(
-            "Web UI", style.html(WEBUI_STYLES), style.row(self.stop_button, self._status), self._address,
+            self.title, style.html(WEBUI_STYLES), style.row(self.stop_button, self._status), self._address,
             style.row(self._secret, self.hide_button), self._message, self._log,
         )  # fmt: skip
         self.box.add_class("fsd-webui")
@@ -92,7 +96,7 @@ class WebuiPanel(style.Shown):
 
     def _launch(self) -> None:
         try:
-            launched = launch(
+            launched = self.begin(
                 self.config, root=self.root, say=self._say, show_once=self._show_secret,
                 on_url=lambda tunnel: self._show_address(tunnel.url), stopping=self._stopping, **self._more,
             )  # fmt: skip
@@ -161,7 +165,7 @@ class WebuiPanel(style.Shown):
         shown = escape(url, quote=True)
         code = f'<span class="fsd-qr">{qr_svg(url, 3)}</span>' if not url.startswith("http://127.") else ""
         self._address.value = (
-            f'<div class="fsd-address">{code}<span><span class="fsd-help">The web UI is at</span><br>'
+            f'<div class="fsd-address">{code}<span><span class="fsd-help">{self.called} at</span><br>'
             f'<a href="{shown}" target="_blank" rel="noopener noreferrer">{shown}</a></span></div>'
         )
 

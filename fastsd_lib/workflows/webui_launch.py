@@ -79,6 +79,10 @@ class Launched:
     def running(self) -> bool:
         return not self._stopped.is_set()
 
+    def end_with(self, ending: ExitStack) -> None:
+        """What `stop` has to end besides."""
+        self._ending.push(ending)
+
     def status(self) -> str:
         """How it goes, in a line."""
         return " ".join(part for part in (self.trouble(), self.tunnel_status()) if part)
@@ -125,7 +129,7 @@ def launch(
     root = (root or default_root()).expanduser()
     library = Path(config.library_folder).expanduser() if config.library_folder.strip() else root
     door = door or _door(config, bool(order))
-    tunnel_config = _tunnels(config, order, tunnel_config)
+    tunnel_config = chosen_tunnels(config, order, tunnel_config)
     for file in file_links.add_to_library(
         file_links.split_links(config.lora_links), library / "models" / "Lora"
     ):
@@ -140,8 +144,8 @@ def launch(
         for line in door.announcement():
             (show_once or say)(line)
         if tunnel_config is not None:
-            _open_tunnels(launched, tunnel_config, opened, say, on_url, stopping)
-        launched._ending.push(opened.pop_all())
+            open_tunnels(launched, tunnel_config, opened, say, on_url, stopping)
+        launched.end_with(opened.pop_all())
     return launched
 
 
@@ -180,7 +184,9 @@ def _door(config: LaunchConfig, public: bool) -> Door:
     return open_door("127.0.0.1", config.user.strip() or None, password, tunnel=public)
 
 
-def _tunnels(config: LaunchConfig, order: tuple[str, ...], given: TunnelConfig | None) -> TunnelConfig | None:
+def chosen_tunnels(
+    config: LaunchConfig, order: tuple[str, ...], given: TunnelConfig | None = None
+) -> TunnelConfig | None:
     """Checked before anything starts; None for no public address."""
     if not order:
         return None
@@ -245,7 +251,7 @@ def _foreign(
     return launched
 
 
-def _open_tunnels(
+def open_tunnels(
     launched: Launched,
     config: TunnelConfig,
     opened: ExitStack,
@@ -253,6 +259,7 @@ def _open_tunnels(
     on_url: Callable[[Tunnel], None],
     stopping: threading.Event,
 ) -> None:
+    """Lead public addresses to what was launched, for as long as it runs. UserError when no route works."""
     from fastsd_lib.webui.tunnels.config import TITLES
     from fastsd_lib.webui.tunnels.supervisor import Tunnels
 
