@@ -83,7 +83,9 @@ class Vectors:
 
     def shown(self, likeness: np.ndarray) -> np.ndarray:
         """What a user sees: the cosine or dot product (more is nearer), or the distance (less is nearer)."""
-        return np.sqrt(np.maximum(-likeness, 0)) if self.metric == "l2" else likeness
+        if self.metric == "l2":
+            return np.sqrt(np.maximum(-likeness, 0))
+        return np.clip(likeness, -1, 1) if self.metric == "cosine" else likeness
 
 
 def nearest(

@@ -66,7 +66,8 @@ def stamp(key: str, source: Any) -> Row:
     A file: its size and time. Bytes, PIL picture or array: its hash. An address: itself, it is taken to stay.
     """
     if isinstance(source, Path):
-        shown = "" if str(source) == key else str(source)
+        place = str(source.absolute())  # the next program may begin elsewhere
+        shown = "" if place == key else place
         try:
             found = source.stat()
         except OSError:  # reading it will say what is wrong
