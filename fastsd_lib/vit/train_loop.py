@@ -1,0 +1,393 @@
+"""transformers' Trainer with our data, our loss and sealed checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import write_text
+from fastsd_lib.core.progress import ProgressEvent, Report
+from fastsd_lib.sessions.checkpoints import Checkpoint, held, list_checkpoints, prune, write_checkpoint
+from fastsd_lib.vit import train_checkpoint as files
+from fastsd_lib.vit.augment import uniform
+from fastsd_lib.vit.distil import Teacher
+from fastsd_lib.vit.layers import parameter_groups
+from fastsd_lib.vit.train_config import VitTrainConfig
+from fastsd_lib.vit.train_data import Batches, TrainingSet, ValidationSet, as_batch
+from fastsd_lib.vit.train_loss import Loss
+
+METRICS = "metrics.jsonl"
+STAGE = "vit"
+_STEPS_BETWEEN_LOGS = 10
+_SEED_STREAM = 9  # apart from those of augment.py
+
+
+@dataclass
+class Run:
+    """What one run works with; made by trainer.py."""
+
+    config: VitTrainConfig
+    out: Path
+    name: str  # fingerprint of all that decides the result: a run resumes only its own checkpoints
+    training: TrainingSet
+    validation: ValidationSet | None
+    head: tuple[str, ...]  # names of the head's modules
+    teacher: Teacher | None
+    report: Report
+    parts: int  # pieces that a step is cut into, so that it fits into memory
+    mixed_precision: str  # no, bf16, fp16
+    gradient_checkpointing: bool
+    use_cpu: bool
+    processes: int
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+
+def arguments_for(run: Run) -> transformers.TrainingArguments:
+    config = run.config
+    judged = run.validation is not None
+    every = {"save_strategy": "epoch"}
+    if config.save_every_steps:
+        every = {"save_strategy": "steps", "save_steps": config.save_every_steps}
+    step = config.batch_size * config.gradient_accumulation
+    return transformers.TrainingArguments(
+        output_dir=str(run.out),
+        per_device_train_batch_size=max(1, math.ceil(step / run.parts / run.processes)),
+        gradient_accumulation_steps=run.parts,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=config.warmup_steps if config.warmup_steps < 1 else int(config.warmup_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=run.mixed_precision == "bf16",
+        fp16=run.mixed_precision == "fp16",
+        eval_strategy="epoch" if judged else "no",
+        metric_for_best_model="score" if config.best_by == "accuracy" else "loss",
+        greater_is_better=config.best_by == "accuracy",
+        logging_steps=_STEPS_BETWEEN_LOGS,
+        logging_nan_inf_filter=False,
+        seed=config.seed,
+        use_cpu=run.use_cpu,
+        ddp_backend="gloo" if run.use_cpu and run.processes > 1 else None,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not run.use_cpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+        **every,
+    )
+
+
+class Loop(transformers.Trainer):
+    """One training run. Its private methods replaced here are those that write, read and feed."""
+
+    def __init__(self, model: nn.Module, run: Run) -> None:
+        self.run = run
+        self.ema = files.Ema(model, run.config.ema_decay) if run.config.ema_decay else None
+        self.loss = Loss(run.config, run.training.labels, run.training.classes)
+        self.batches = Batches(
+            run.training.labels,
+            run.config,
+            run.parts,
+            run.processes,
+            int(os.environ.get("RANK", "0")) if run.processes > 1 else 0,
+        )
+        self.unsaved: OSError | None = None  # why the newest checkpoint is not on the disk
+        self._micro = (-1, 0)
+        super().__init__(
+            model=model,
+            args=arguments_for(run),
+            train_dataset=run.training,
+            eval_dataset=run.validation,
+            callbacks=[_Steps(self)],
+        )
+        self.remove_callback(transformers.PrinterCallback)
+        # The mean over a step's pictures is made by their weights: nothing else may scale the loss by their number.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+
+    # -- what is learned from -----------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self.run.training,
+            batch_sampler=self.batches,
+            collate_fn=as_batch,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            config = self.run.config
+            self.optimizer = torch.optim.AdamW(
+                parameter_groups(self.model, self.run.head, config),
+                lr=config.learning_rate,
+                betas=(config.adam_beta1, config.adam_beta2),
+                eps=config.adam_epsilon,
+                fused=True,
+            )
+        return self.optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Dropout, too, is a function of seed and step."""
+        step, part = (
+            self.state.global_step,
+            self._micro[1] + 1 if self._micro[0] == self.state.global_step else 0,
+        )
+        self._micro = (step, part)
+        place = part * self.args.world_size + self.args.process_index
+        drawn = uniform(self.run.config.seed, step, torch.tensor([place]).numpy(), _SEED_STREAM, 1)
+        torch.manual_seed(int(drawn[0, 0] * 2**53))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        config, teacher = self.run.config, self.run.teacher
+        pixels = inputs["pixel_values"]
+        more = {"output_hidden_states": True} if teacher and config.distil_features else {}
+        answers = model(pixel_values=pixels, **more)
+        loss = self.loss(answers.logits, inputs["targets"])
+        if teacher is not None:
+            loss = (1 - config.distil_weight) * loss + config.distil_weight * teacher.loss(pixels, answers)
+        loss = (loss * inputs["weights"]).mean()
+        return (loss, answers) if return_outputs else loss
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def judged_weights(self) -> Any:
+        """Inside, the model holds the weights that are judged and kept: the average, where there is one."""
+        if self.ema is not None:
+            self.ema.swap()
+        try:
+            yield
+        finally:
+            if self.ema is not None:
+                self.ema.swap()
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """accuracy and top5 in [0, 1], loss in nats, on all validation pictures."""
+        assert self.run.validation is not None
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        sums = torch.zeros(4, dtype=torch.float64)
+        with self.judged_weights():
+            model.eval()
+            batches = self.run.validation.batches(
+                max(32, self.args.per_device_train_batch_size), self.args.process_index, self.args.world_size
+            )
+            for pixels, labels in batches:
+                with self.compute_loss_context_manager():
+                    logits = model(pixel_values=pixels.to(self.args.device)).logits.float().cpu()
+                best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                sums += torch.stack([best[:, 0].sum(), best.any(1).sum(), loss, torch.tensor(len(labels))])
+        model.train(was_training)
+        right, among, loss, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+        metrics = {
+            "eval_accuracy": right / count,
+            "eval_top5": among / count,
+            "eval_loss": loss / count,
+            # The same number of right answers: the surer ones are better.
+            "eval_score": (right + 1 / (1 + loss / count)) / count,
+        }
+        self.run.metrics = {name: metrics[f"eval_{name}"] for name in ("accuracy", "top5", "loss")}
+        self.log(metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        better = super()._determine_best_metric(metrics, trial)
+        if better and self.run.config.keep_best:
+            self.control.should_save = True
+        patience = self.run.config.early_stopping * self.batches.steps_per_epoch
+        best = self.state.best_global_step or 0
+        if patience and self.state.global_step - best >= patience:
+            self.control.should_training_stop = True
+        return better
+
+    # -- saying -------------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"The loss is no number any more at step {self.state.global_step}.",
+                fix="lower learning_rate, add warmup_steps, or set mixed_precision to no.",
+            )
+        if self.is_world_process_zero():
+            _append(
+                self.run.out / METRICS,
+                {
+                    "step": self.state.global_step,
+                    "epoch": round(self.state.epoch or 0.0, 4),
+                    "time": round(time.time(), 3),
+                    **{name: float(value) for name, value in logs.items()},
+                },
+            )
+
+    def say(self, text: str) -> None:
+        if self.is_world_process_zero():
+            self.run.report(ProgressEvent("checkpoint", 1, 1, {"": text}))
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.is_world_process_zero():
+            try:
+                self._write_checkpoint()
+                self.unsaved = None
+            except OSError as error:
+                self.unsaved = error
+                self.say(f"step {self.state.global_step} not saved: {reason(error)}; training goes on")
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        more = {
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        contents, size = files.contents_of(
+            self.accelerator.unwrap_model(self.model), self.ema, self.optimizer, self.state, more
+        )
+        step, total = self.state.global_step, self.state.max_steps
+        if any(one.step == step for one in list_checkpoints(self.run.checkpoints, self.run.name)):
+            return  # an epoch's end that is also a saving step
+        write_checkpoint(
+            self.run.checkpoints,
+            step=step,
+            total_steps=total,
+            stage=STAGE,
+            run=self.run.name,
+            files=contents,
+            facts={
+                "config": asdict(self.run.config),
+                "metrics": self.run.metrics,
+                "best_step": self.state.best_global_step,
+                "stopped": bool(self.control.should_training_stop),
+            },
+            expected_bytes=size,
+        )
+        self._prune()
+
+    def _prune(self) -> None:
+        best = checkpoint_of(self.run, self.state.best_global_step) if self.run.config.keep_best else None
+        try:
+            if best is None:
+                prune(self.run.checkpoints, self.run.name, self.run.config.keep_checkpoints)
+            else:
+                with held(best.path):
+                    prune(self.run.checkpoints, self.run.name, self.run.config.keep_checkpoints)
+        except OSError as error:
+            self.say(f"older ones cannot be deleted: {reason(error)}")
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint)
+        files.load_learned(self.accelerator.unwrap_model(self.model), path / files.WEIGHTS)
+        if self.ema is not None:
+            files.load_ema(self.ema, path / files.EMA)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        files.load_optimizer(self.optimizer, Path(checkpoint) / files.OPTIMIZER)
+        self.lr_scheduler.load_state_dict(_state_of(checkpoint)["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if checkpoint is not None and scaler is not None:
+            scaler.load_state_dict(_state_of(checkpoint)["scaler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """There is none: every random number is a function of seed and step."""
+
+
+class _Steps(transformers.TrainerCallback):
+    """What happens between the steps."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._loop.batches.epoch = state.global_step // self._loop.batches.steps_per_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._loop.ema is not None:
+            self._loop.ema.update(state.global_step)
+        if state.is_world_process_zero:
+            facts = {
+                name: self._loop.run.metrics[name] for name in ("accuracy",) if name in self._loop.run.metrics
+            }
+            self._loop.run.report(ProgressEvent("train", state.global_step, state.max_steps, facts))
+
+
+def checkpoint_of(run: Run, step: int | None) -> Checkpoint | None:
+    """The checkpoint of this run at `step`, if it is there."""
+    return next((one for one in list_checkpoints(run.checkpoints, run.name) if one.step == step), None)
+
+
+def trim_metrics(out: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run is about to repeat."""
+    path = out / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    write_text(path, "".join(line for line in lines if step and _step_of(line) <= step))
+
+
+def reason(error: OSError) -> str:
+    """ "No space left on device", with what is known besides."""
+    if not error.errno:
+        return str(error)
+    plain = os.strerror(error.errno)
+    return plain if error.strerror in (None, plain) else f"{plain} ({error.strerror})"
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # a full disk must not end the training: the figures are a comfort
+        print(f"{path.name}: {reason(error)}", file=sys.stderr)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line that a crash cut short
+        return math.inf
+
+
+def _state_of(checkpoint: str) -> dict[str, Any]:
+    return json.loads((Path(checkpoint) / files.STATE).read_text(encoding="utf-8"))

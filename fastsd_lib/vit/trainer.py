@@ -1,0 +1,368 @@
+"""Fine-tune a ViT, or train a new one, on a folder of pictures; a run that was stopped goes on to the very same weights."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from fastsd_lib.core.config import check_config, save_config
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json, sha256_file, write_json
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.sessions.checkpoints import Checkpoint, clear_unfinished, newest_intact
+from fastsd_lib.vit import calibration_file, layers
+from fastsd_lib.vit import train_checkpoint as files
+from fastsd_lib.vit.config import PROCESSOR
+from fastsd_lib.vit.distil import Teacher
+from fastsd_lib.vit.folder_data import ImageFolder
+from fastsd_lib.vit.geometry import Geometry
+from fastsd_lib.vit.lora_head import add_lora, merged, save_adapter
+from fastsd_lib.vit.model import VitModel, load_torch, open_model
+from fastsd_lib.vit.model_config import read_raw
+from fastsd_lib.vit.new_model import make_new, save_quietly
+from fastsd_lib.vit.train_config import VitTrainConfig
+from fastsd_lib.vit.train_data import TrainingSet, ValidationSet
+from fastsd_lib.vit.train_loop import Loop, Run, checkpoint_of, reason, trim_metrics
+from fastsd_lib.vit.training_sets import open_training_data
+from fastsd_lib.vit.whole_folder import whole_folder
+
+MODEL, ADAPTER, RECIPE, RESULT = "model", "adapter", "recipe.yaml", "result.json"
+_LARGE = 200_000_000  # parameters from which activations are computed twice on a small machine
+_SMALL_MIB = 17_000  # "16 GB" as machines report it
+#: What changes how a run is carried out, and not what comes out of it.
+_INDIFFERENT = (
+    "device",
+    "threads",
+    "cache_mib",
+    "keep_checkpoints",
+    "save_every_steps",
+    "gradient_checkpointing",
+)
+
+
+@dataclass(frozen=True)
+class TrainedVit:
+    """What a run made: `out`/model (transformers' layout), `out`/checkpoints, `out`/metrics.jsonl."""
+
+    model: VitModel
+    out: Path
+    images: ImageFolder
+    metrics: dict[str, float]  # accuracy, top5 (0 to 1) and loss on the validation pictures; {} without any
+    steps: int
+    seconds: float  # of this call; 0 when everything was there already
+    resumed_from: int = 0  # the step that this call went on from
+    notes: tuple[str, ...] = ()
+    adapter: Path | None = None  # the LoRA alone, as peft reads it
+
+
+def train(
+    config: VitTrainConfig,
+    out: Path,
+    on_progress: Report = silent,
+    *,
+    images: ImageFolder | None = None,
+) -> TrainedVit:
+    """Train as `config` says, or resume what `out` holds of the very same run.
+
+    `images` stands in for `config.data` when the caller has opened it. Under torchrun or accelerate each process calls
+    this; the first one writes. UserError for whatever the user can mend, a full disk and an impossible batch among it.
+    """
+    check_config(config)
+    out = Path(out)
+    began = time.monotonic()
+    first = int(os.environ.get("RANK", "0")) == 0
+    with plain_disk_errors(f"train into {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        images = images or open_training_data(config, out)
+        if not images.validation and config.validation and config.early_stopping:
+            raise UserError("There are no validation pictures to stop by.", fix="set early_stopping to 0.")
+        for note in images.notes:
+            on_progress(ProgressEvent("data", 1, 1, {"": note}))
+        if config.probe_epochs:
+            head_only = replace(
+                config, freeze="head", method="full", epochs=config.probe_epochs, probe_epochs=0
+            )
+            before = train(head_only, out / "probe", on_progress, images=images)
+            config = replace(config, model=str(before.model.path), probe_epochs=0)
+        start = _start(config, images.classes, out)
+        return _Training(config, out, on_progress, images, start, began, first).result()
+
+
+class _Training:
+    """One run from its first step to its model folder."""
+
+    def __init__(
+        self,
+        config: VitTrainConfig,
+        out: Path,
+        report: Report,
+        images: ImageFolder,
+        start: VitModel,
+        began: float,
+        first: bool,
+    ) -> None:
+        self.config, self.out, self.report, self.images = config, out, report, images
+        self.start, self.began, self.first = start, began, first
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.use_cpu = _use_cpu(config)
+        self.geometry = Geometry.read(start.path, read_raw(start.path)["model_type"]).fitted(config.fit)
+        self.name = run_name(config, images, start)
+        self.notes: list[str] = []
+        if config.threads:
+            torch.set_num_threads(config.threads)
+
+    def result(self) -> TrainedVit:
+        checkpoints = self.out / "checkpoints"
+        done = _finished(self.out, self.name)
+        if done is not None:
+            return TrainedVit(open_model(self.out / MODEL), self.out, self.images, **done, seconds=0.0)
+        if self.first:
+            clear_unfinished(checkpoints)
+            save_config(self.config, self.out / RECIPE)
+        parts = self.config.gradient_accumulation
+        while True:
+            try:
+                return self._once(parts)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                parts = self._smaller(parts)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _smaller(self, parts: int) -> int:
+        """The same step in smaller pieces; what was saved is resumed."""
+        at_once = self.config.batch_size * self.config.gradient_accumulation // (parts * self.processes)
+        if at_once <= 1:
+            raise UserError(
+                "Not even one picture at a time fits into memory.",
+                fix="set gradient_checkpointing on, method lora or freeze head, or take a smaller model.",
+            ) from None
+        self._say(f"memory is short: each step is cut into {2 * parts} parts; the result stays the same")
+        return 2 * parts
+
+    def _once(self, parts: int) -> TrainedVit:
+        checkpoint, passed_over = newest_intact(self.out / "checkpoints", self.name)
+        for line in passed_over:
+            self._say(f"passed over: {line}")
+        if checkpoint is not None:
+            self._say(f"goes on from step {checkpoint.step} of {checkpoint.total_steps}")
+        model, head = self._model()
+        run = self._run(parts, head, model)
+        loop = Loop(model, run)
+        if self.first:
+            trim_metrics(self.out, checkpoint.step if checkpoint else 0)
+        over = checkpoint is not None and (checkpoint.finished or checkpoint.facts.get("stopped"))
+        if over:
+            loop._load_from_checkpoint(str(checkpoint.path))
+            run.metrics = dict(checkpoint.facts.get("metrics", {}))
+        else:
+            loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        if loop.unsaved is not None:
+            raise UserError(
+                f"The last checkpoint could not be written to {run.checkpoints}: {reason(loop.unsaved)}.",
+                fix="free some space there and run this again: it continues from the one before.",
+            )
+        best = checkpoint.facts.get("best_step") if over else loop.state.best_global_step
+        step = checkpoint.step if over else loop.state.global_step
+        kept = step if not (self.config.keep_best and best) else best
+        if self.first:
+            self._write_model(loop, run, kept if kept != step else None)
+            metrics = run.metrics if kept == step else _metrics_at(run, kept)
+            write_json(
+                self.out / RESULT,
+                {"run": self.name, "metrics": metrics, "steps": step, "resumed_from": checkpoint.step if checkpoint else 0,
+                 "notes": self.notes, "kept_step": kept},
+            )  # fmt: skip
+        loop.accelerator.wait_for_everyone()
+        done = _finished(self.out, self.name)
+        assert done is not None
+        return TrainedVit(
+            open_model(self.out / MODEL), self.out, self.images, **done, seconds=time.monotonic() - self.began
+        )
+
+    def _model(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model that learns, and the names of its head's modules."""
+        config, classes = self.config, self.images.classes
+        torch.manual_seed(config.seed)  # a new head begins the same in every process
+        model = load_torch(self.start, labels=classes)
+        head = layers.head_modules(model)
+        if self.start.labels != classes:
+            _begin_anew(model, head)
+        model.config.problem_type = "single_label_classification"
+        if config.method == "lora":
+            model = add_lora(model, config)
+            said = f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights learn (LoRA)"
+        else:
+            said = layers.freeze(model, head, config.freeze)
+        self._say(said)
+        return model, head
+
+    def _run(self, parts: int, head: tuple[str, ...], model: nn.Module) -> Run:
+        config = self.config
+        classes = len(self.images.classes)
+        report = self.report if self.first else silent
+        validation = None
+        if self.images.validation:
+            validation = ValidationSet(self.images.validation, self.geometry, config)
+        teacher = None
+        if config.teacher:
+            device = "cpu" if self.use_cpu else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            teacher = Teacher(open_model(config.teacher), self.images.classes, self.geometry, config, device)
+        doubles = _gradient_checkpointing(config, model, self.use_cpu)
+        if doubles:
+            self._say("gradient checkpointing is on: less memory, somewhat slower")
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        return Run(
+            config=config,
+            out=self.out,
+            name=self.name,
+            training=TrainingSet(self.images.train, classes, self.geometry, config, report),
+            validation=validation,
+            head=head,
+            teacher=teacher,
+            report=report,
+            parts=parts,
+            mixed_precision=_mixed_precision(config, self.use_cpu),
+            gradient_checkpointing=doubles,
+            use_cpu=self.use_cpu,
+            processes=self.processes,
+        )
+
+    def _write_model(self, loop: Loop, run: Run, step: int | None) -> None:
+        """out/model, and out/adapter for LoRA: of the weights at `step`, or those that the loop holds."""
+        model = loop.accelerator.unwrap_model(loop.model)
+        with loop.judged_weights():
+            if step is not None:
+                checkpoint = checkpoint_of(run, step)
+                if checkpoint is None:
+                    self._say(f"the best model (step {step}) is not there any more: the last one is kept")
+                else:
+                    held = files.EMA if loop.ema is not None else files.WEIGHTS
+                    files.load_learned(model, checkpoint.path / held)
+            model = model.to("cpu")
+            if self.config.method == "lora":
+                with whole_folder(self.out / ADAPTER, ours=_is_adapter) as scratch:
+                    save_adapter(model, scratch)
+                model = merged(model)
+            with whole_folder(self.out / MODEL, ours=_is_model) as scratch:
+                save_quietly(model, scratch)
+                shutil.copyfile(self.start.path / PROCESSOR, scratch / PROCESSOR)
+                calibration_file.write_facts(
+                    scratch,
+                    recipe=asdict(self.config),
+                    trained_on={
+                        "pictures": len(self.images.train),
+                        "classes": self.images.counts(),
+                        "from": self.start.name,
+                    },
+                )
+
+    def _say(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+        if self.first:
+            self.report(ProgressEvent("training", 1, 1, {"": text}))
+
+
+def run_name(config: VitTrainConfig, images: ImageFolder, start: VitModel) -> str:
+    """Changes with whatever decides the result: settings, pictures, split, the weights to begin with."""
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in (*_INDIFFERENT, "data", "model")
+    }
+    weights = sorted(sha256_file(file) for file in start.path.glob("*.safetensors"))
+    return fingerprint({"settings": settings, "pictures": images.fingerprint, "weights": weights})
+
+
+def _start(config: VitTrainConfig, classes: Sequence[str], out: Path) -> VitModel:
+    """The model to begin with; a new one is made once, by the first process."""
+    if not config.from_scratch:
+        return open_model(config.model, classifier=False)
+    return open_model(make_new(config, classes, out / "start"))
+
+
+def _begin_anew(model: nn.Module, head: Sequence[str]) -> None:
+    """A head for other classes: what the old one knew would be taken for knowledge of the new ones."""
+    for name in head:
+        for part in model.get_submodule(name).modules():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+
+def _use_cpu(config: VitTrainConfig) -> bool:
+    has_gpu = torch.cuda.is_available()
+    if config.device == "auto":
+        return not has_gpu
+    if config.device.startswith("cuda") and not has_gpu:
+        raise UserError("There is no NVIDIA GPU that torch can use.", fix="set device to auto or cpu.")
+    if config.device not in ("cpu", "cuda"):
+        raise UserError(f"device is {config.device!r}.", fix="write auto, cpu or cuda.")
+    return config.device == "cpu"
+
+
+def _mixed_precision(config: VitTrainConfig, use_cpu: bool) -> str:
+    if config.mixed_precision == "fp16" and use_cpu:
+        raise UserError("fp16 training needs a GPU.", fix="set mixed_precision to bf16 or no.")
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    if use_cpu:
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+
+
+def _gradient_checkpointing(config: VitTrainConfig, model: nn.Module, use_cpu: bool) -> bool:
+    if config.gradient_checkpointing != "auto":
+        return config.gradient_checkpointing == "on"
+    memory = psutil.virtual_memory().total if use_cpu else torch.cuda.get_device_properties(0).total_memory
+    return sum(one.numel() for one in model.parameters()) >= _LARGE and memory >> 20 <= _SMALL_MIB
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "memory" in str(error).lower() and "alloc" in str(error).lower()
+    )
+
+
+def _finished(out: Path, name: str) -> dict[str, Any] | None:
+    """What a run that came to its end wrote; None where it has not, or where its model is gone."""
+    path = out / RESULT
+    if not path.is_file() or not (out / MODEL / "config.json").is_file():
+        return None
+    held = read_json(path)
+    if not isinstance(held, dict) or held.get("run") != name:
+        return None
+    adapter = out / ADAPTER if (out / ADAPTER).is_dir() else None
+    return {
+        "metrics": held["metrics"],
+        "steps": held["steps"],
+        "resumed_from": held["resumed_from"],
+        "notes": tuple(held["notes"]),
+        "adapter": adapter,
+    }
+
+
+def _metrics_at(run: Run, step: int) -> dict[str, float]:
+    checkpoint: Checkpoint | None = checkpoint_of(run, step)
+    return dict(checkpoint.facts.get("metrics", {})) if checkpoint else run.metrics
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / calibration_file.NAME).is_file()
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
