@@ -1,10 +1,9 @@
-"""The page on a real port, drawing with the embedded model, and a real browser that works on it."""
+"""Hands on the page: tabs, fields, canvases, strokes, and what comes of them."""
 
 from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,43 +12,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
+from page_server import DESK, LONGEST_MS
 from PIL import Image
-
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
-PATIENCE_MS = 60_000
-
-
-@contextmanager
-def served_page(folder: Path) -> Iterator[str]:
-    """The address of a server whose models, pictures and settings lie in `folder`."""
-    from fastsd_lib.generation.resources import Library
-    from fastsd_lib.generation.service import Service
-    from fastsd_lib.generation.shelf import Shelf
-    from fastsd_lib.webui.app import start
-    from fastsd_lib.workflows.drawing import library_folders
-
-    service = Service(Shelf(Library.of(library_folders(folder))))
-    server = start(service, port=None, pictures_dir=folder / "outputs")
-    try:
-        yield server.url
-    finally:
-        server.close()
-        service.close()
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    """Chromium by playwright; the test is skipped where there is none."""
-    sync = pytest.importorskip("playwright.sync_api")
-    binary = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
-    if binary is None:
-        pytest.skip("no browser on this machine")
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @dataclass
@@ -65,7 +29,7 @@ class OnPage:
     def open(cls, chromium: Any, url: str, viewport: dict[str, int] = DESK) -> Iterator[OnPage]:
         touch = viewport["width"] < 600
         context = chromium.new_context(viewport=viewport, has_touch=touch, is_mobile=touch)
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(LONGEST_MS)
         page, troubles = context.new_page(), []
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.goto(url)

@@ -1,4 +1,4 @@
-"""The page on a real port, drawing with the embedded model, and a real browser before it."""
+"""The page with all its tabs on a real port, drawing with the embedded model, and a real browser before it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastsd_lib.generation.history import History
 from fastsd_lib.generation.resources import Library
 from fastsd_lib.generation.service import Service
 from fastsd_lib.generation.shelf import Shelf
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 LONGEST_MS = 60_000  # a loaded machine takes its time
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
 
 
 @dataclass
@@ -32,6 +35,7 @@ class ServedPage:
     server: Server
     service: Service
     context: ApiContext
+    folder: Path
 
     @property
     def url(self) -> str:
@@ -40,23 +44,26 @@ class ServedPage:
 
 @contextmanager
 def served_page(folder: Path, door: Door = LOOPBACK, **more: Any) -> Iterator[ServedPage]:
-    """The whole page on the library in `folder`; `more`: for `api_app`."""
+    """The whole page on the library in `folder`, where pictures, settings and history lie too; `more`: for `api_app`."""
     from fastsd_lib.webui.app import build_page
 
-    service = Service(Shelf(Library.of(library_folders(folder)), threads=1))
+    history = History(folder / "history.sqlite")
+    service = Service(Shelf(Library.of(library_folders(folder)), device="cpu", threads=1), history)
+    (folder / "outputs").mkdir(parents=True, exist_ok=True)
     settings = Options(folder / "config.json")
     app = api_app(service, settings=settings, pictures_dir=folder / "outputs", page=build_page, **more)
     server = serve_app(app, door, None)
     try:
-        yield ServedPage(server, service, app.state.context)
+        yield ServedPage(server, service, app.state.context, folder)
     finally:
         server.close()
         service.close()
+        history.close()
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Debian's browser; the test is skipped where there is none."""
+def running_browser() -> Iterator[Browser]:
+    """Debian's chromium; the test is skipped where there is no browser."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     if binary is None:
         pytest.skip("no browser here")
@@ -68,6 +75,24 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def browser_at(served: ServedPage, login: tuple[str, str] | None = None, **context: Any) -> Iterator[Page]:
+    """A desk's browser that shows the web UI; whatever the page's scripts throw fails the test."""
+    faults: list[str] = []
+    with running_browser() as browser:
+        page = browser.new_context(viewport=DESK, **context).new_page()
+        page.set_default_timeout(LONGEST_MS)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(served.url)
+        if login:
+            for name, text in zip(("username", "password"), login, strict=True):
+                page.locator(f"#{name}").fill(text)
+            page.locator("button").click()
+        page.wait_for_selector("#tabs button[role=tab]")
+        yield page
+    assert not faults
 
 
 def open_page(page: Page, url: str) -> Page:
@@ -96,3 +121,19 @@ def value(page: Page, elem_id: str) -> str:
 
 def wait_until_done(page: Page, kind: str = "txt2img") -> None:
     page.wait_for_function(f"!document.body.classList.contains('{kind}-busy')")
+
+
+def open_tab(page: Page, label: str) -> None:
+    page.locator("#tabs > div button[role=tab]", has_text=label).first.click()
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    page.wait_for_selector("#tabs button[role=tab]")
+
+
+def toast(page: Page) -> str:
+    """The text of the message that comes up."""
+    text = page.locator(".toast-body").last.inner_text()
+    page.locator(".toast-close").last.click()
+    return text

@@ -128,7 +128,12 @@ def test_neither_settings_nor_pictures_are_served_by_their_path(service, monkeyp
     running = start(service, port=None, pictures_dir=tmp_path)
     try:
         picture = tmp_path / "picture.txt"
-        for way in (f"file={token}", f"file={picture}", f"file/{picture}", f"file={tmp_path}/x/../picture.txt"):
+        for way in (
+            f"file={token}",
+            f"file={picture}",
+            f"file/{picture}",
+            f"file={tmp_path}/x/../picture.txt",
+        ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{running.url}gradio_api/{way}")
             assert refused.value.code == 403

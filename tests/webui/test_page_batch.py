@@ -7,7 +7,8 @@ import zipfile
 import httpx
 import numpy as np
 import pytest
-from page_driver import OnPage, browser, in_base64, noise, pixels, served_page
+from page_driver import OnPage, in_base64, noise, pixels
+from page_server import running_browser, served_page
 from PIL import Image
 
 
@@ -18,13 +19,13 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(root):
-    with served_page(root) as address:
-        yield address
+    with served_page(root) as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browser() as running:
+    with running_browser() as running:
         yield running
 
 

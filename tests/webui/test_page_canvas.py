@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from page_driver import PHONE, OnPage, browser, noise, pixels, served_page
+from page_driver import OnPage, noise, pixels
+from page_server import PHONE, running_browser, served_page
 from PIL import Image
 
 QUICK = {"prompt": "a red star", "steps": 3, "seed": 7}
@@ -12,13 +13,13 @@ QUICK = {"prompt": "a red star", "steps": 3, "seed": 7}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    with served_page(tmp_path_factory.mktemp("server")) as address:
-        yield address
+    with served_page(tmp_path_factory.mktemp("server")) as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browser() as running:
+    with running_browser() as running:
         yield running
 
 

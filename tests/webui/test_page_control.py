@@ -7,7 +7,8 @@ import io
 
 import httpx
 import pytest
-from page_driver import OnPage, browser, in_base64, pixels, served_page
+from page_driver import OnPage, in_base64, pixels
+from page_server import running_browser, served_page
 from PIL import Image, ImageDraw
 
 UNIT = "txt2img_controlnet_0"
@@ -17,13 +18,13 @@ BODY = {"prompt": "a red star", "steps": 3, "seed": 7, "sampler_name": "Euler a"
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    with served_page(tmp_path_factory.mktemp("server")) as address:
-        yield address
+    with served_page(tmp_path_factory.mktemp("server")) as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browser() as running:
+    with running_browser() as running:
         yield running
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from page_browser import browser_at, open_tab, served_page
+from page_server import browser_at, open_tab, served_page
 from PIL import Image
 
 from fastsd_lib.core.errors import UserError

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from page_driver import PHONE, OnPage, browser, pixels
+from page_driver import OnPage, pixels
+from page_server import PHONE, running_browser
 
 from fastsd_lib.workflows.samples import sample_photos
 
@@ -20,7 +21,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator:
-    with browser() as opened:
+    with running_browser() as opened:
         yield opened
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from page_server import LONGEST_MS, chromium, fill, open_page, served_page, value, wait_until_done
+from page_server import LONGEST_MS, fill, open_page, running_browser, served_page, value, wait_until_done
 from PIL import Image
 
 PROMPT = "#txt2img_prompt textarea"
@@ -27,7 +27,7 @@ def served(tmp_path_factory) -> Iterator:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    with chromium() as browser:
+    with running_browser() as browser:
         yield browser
 
 

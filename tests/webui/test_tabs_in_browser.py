@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from own_api import coded, picture
-from page_browser import browser_at, open_tab, reload, served_page, toast
+from page_server import browser_at, open_tab, reload, served_page, toast
 from PIL import Image
 
 DRAWN = {
@@ -24,10 +24,7 @@ DRAWN = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    from fastsd_lib.workflows.drawing import library_folders
-
-    folder = tmp_path_factory.mktemp("page")
-    with served_page(folder, folders=library_folders(folder)) as page:
+    with served_page(tmp_path_factory.mktemp("page")) as page:
         yield page
 
 

@@ -17,7 +17,7 @@ from fastsd_lib.workflows.webui import WebuiConfig
 from fastsd_lib.workflows.webui_launch import LaunchConfig, Launched, launch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from page_server import chromium, fill, open_page, wait_until_done
+from page_server import fill, open_page, running_browser, wait_until_done
 
 FETCHED = "async address => [...new Uint8Array(await (await fetch(address)).arrayBuffer())]"
 USER, PASSWORD = "visitor", "a:b, c"
@@ -46,7 +46,7 @@ def launched(request, tmp_path_factory) -> Iterator[Launched]:
 
 def test_a_visitor_signs_in_at_the_public_address_and_draws(launched, tmp_path):
     assert launched.public_url and launched.public_url != launched.url.rstrip("/")
-    with chromium() as browser:
+    with running_browser() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         page.goto(launched.public_url)
         page.wait_for_selector("#username", timeout=60_000)
