@@ -91,7 +91,7 @@ def download(
     It goes to `cache_dir` or the usual cache; what is whole there is used when there is no network.
     `endpoint` is a mirror of huggingface.co.
     """
-    folder = _fetch(hub_id, wanted_files, token, endpoint, cache_dir)
+    folder = fetch_files(hub_id, wanted_files, token, endpoint, cache_dir)
     return identify(folder).model_files
 
 
@@ -110,32 +110,51 @@ def stock_configs(token: Token = None, endpoint: str | None = None, cache_dir: P
 
     Single files from elsewhere hold weights only; nearly all of them have this shape.
     """
-    return _fetch(STOCK_SD1, _small_files, token, endpoint, cache_dir)
+    return fetch_files(STOCK_SD1, _small_files, token, endpoint, cache_dir)
 
 
 Pick = Callable[[str, Iterable[str]], list[str]]  # (hub id, all its files) -> those to fetch
 
 
-def _fetch(hub_id: str, pick: Pick, token: Token, endpoint: str | None, cache_dir: Path | None) -> Path:
+def fetch_files(
+    hub_id: str,
+    pick: Pick,
+    token: Token,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
+    *,
+    sign: str = "model_index.json",
+    revision: str | None = None,
+) -> Path:
+    """The folder in the Hub's cache with those files of a repository that `pick` wants; downloads what is not there.
+
+    Without a network what is in the cache will do, if `sign` is there and `pick` is content. UserError with one line
+    for each cause: unknown, gated, no network, disk full.
+    """
     require("huggingface_hub", group="train")
     from huggingface_hub import HfApi, snapshot_download
 
     token = (token() if callable(token) else token) or os.environ.get("HF_TOKEN") or None
     try:
         # Not list_repo_files: without a network it retries for 23 s.
-        siblings = HfApi(endpoint=endpoint, token=token).model_info(hub_id, timeout=10).siblings or []
+        info = HfApi(endpoint=endpoint, token=token).model_info(hub_id, revision=revision, timeout=10)
     except Exception as error:  # of requests or of httpx: the library changed its client with version 1
-        cached = _cached(hub_id, pick, cache_dir)
+        cached = _cached(hub_id, pick, cache_dir, sign, revision)
         if cached is None:
-            raise _download_error(hub_id, error, token) from None
+            raise _download_error(hub_id, error, token, revision) from None
         return cached
-    wanted = pick(hub_id, [sibling.rfilename for sibling in siblings])
+    wanted = pick(hub_id, [sibling.rfilename for sibling in info.siblings or []])
     try:
         folder = snapshot_download(
-            hub_id, allow_patterns=wanted, token=token, endpoint=endpoint, cache_dir=cache_dir
+            hub_id,
+            allow_patterns=wanted,
+            token=token,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            revision=revision,
         )
     except Exception as error:
-        raise _download_error(hub_id, error, token) from None
+        raise _download_error(hub_id, error, token, revision) from None
     return Path(folder)
 
 
@@ -149,11 +168,11 @@ def _small_files(hub_id: str, files: Iterable[str]) -> list[str]:
     return small
 
 
-def _cached(hub_id: str, pick: Pick, cache_dir: Path | None) -> Path | None:
+def _cached(hub_id: str, pick: Pick, cache_dir: Path | None, sign: str, revision: str | None) -> Path | None:
     """The model's folder in the cache when what is wanted of it is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(hub_id, "model_index.json", cache_dir=cache_dir)
+    index = try_to_load_from_cache(hub_id, sign, cache_dir=cache_dir, revision=revision)
     if not isinstance(index, str):
         return None
     folder = Path(index).parent
@@ -212,7 +231,7 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
     )
 
 
-def _download_error(hub_id: str, error: Exception, token: str | None) -> UserError:
+def _download_error(hub_id: str, error: Exception, token: str | None, revision: str | None) -> UserError:
     """One clear line per cause; the library's own text may quote the request and is not repeated."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     page = f"https://huggingface.co/{hub_id}"
@@ -226,6 +245,11 @@ def _download_error(hub_id: str, error: Exception, token: str | None) -> UserErr
         return UserError(
             f"Hugging Face refused the token for {hub_id}.",
             fix="make a new one: huggingface.co/settings/tokens",
+        )
+    if kind == "RevisionNotFoundError":
+        return UserError(
+            f"{hub_id} on Hugging Face has no version {revision!r}.",
+            fix=f"take one of those at {page}/commits/main",
         )
     if "NotFoundError" in kind or status in (401, 404):
         return UserError(
