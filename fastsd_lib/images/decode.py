@@ -26,9 +26,9 @@ from fastsd_lib.images.load import (
 )
 
 ANY_SHAPE = PhotoLimits(min_side_px=1, max_aspect=float("inf"))
-#: No EPS, PDF or WMF: they would start other programs.
+#: No EPS, PDF or WMF: they would start other programs. MPO is opened as JPEG.
 FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "ICO", "JPEG2000", "PPM", "TGA",
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "ICO", "JPEG2000", "PPM", "TGA",
     "PSD", "QOI", "DDS",
 )  # fmt: skip
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
@@ -55,7 +55,7 @@ def decode(
     kind = photo_kind(source) if isinstance(source, Path) else kind_of_photo(source[:HEAD_BYTES], path)
     need_plugin_for(kind, path)
     file = source if isinstance(source, Path) else io.BytesIO(source)
-    with as_photo_errors(path, kind, limits), Image.open(file, formats=FORMATS) as image:
+    with as_photo_errors(path, kind, limits), Image.open(file, formats=_openable()) as image:
         refuse_by_size(image.size, limits, path)
         orientation = _orientation(image)
         if needed is not None:
@@ -64,6 +64,12 @@ def decode(
             image.draft(None, (height, width) if turned else (width, height))
         image.load()
         return _rgb(image, orientation)
+
+
+def _openable() -> list[str]:
+    """Pillow stumbles over formats that it was built without, or whose plugin nobody has registered."""
+    Image.init()
+    return [one for one in FORMATS if one in Image.OPEN]
 
 
 def rgb(image: Image.Image) -> Image.Image:
