@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.fetching import fetch
 from fastsd_lib.core.text import escaped
-from fastsd_lib.images.load import PhotoLimits, read_photo
+from fastsd_lib.images.decode import decode, rgb
 from fastsd_lib.vit.model import VitModel, load_torch
 from fastsd_lib.vit.outputs import tokens_before_patches
+from fastsd_lib.vit.reading import REDIRECTS, picture_of
+from fastsd_lib.vit.sources import MAX_FILE_BYTES, items_of
 from fastsd_lib.vit.transform import Transform
 
 Target = str | int | None  # a class by name or number; None = the model's own first answer
 _BLOCKS = ("layers", "layer", "stages", "blocks")  # what transformers calls them
-_ANY_PHOTO = PhotoLimits(min_side_px=1, max_aspect=1e9)
+_LONGEST_PX = 1024  # of a picture that is shown
 
 
 @dataclass(frozen=True)
@@ -137,27 +142,37 @@ class Inside:
 
     def seen(self, image: Image.Image, side_px: int = 448) -> Image.Image:
         """What the model sees of `image`, its long side `side_px`: maps lie on this picture from edge to edge."""
-        geometry = self.transform.geometry
-        if geometry.resize == geometry.size and not geometry.pad:
-            picture = image.convert("RGB")  # squashed as a whole: shown in its own proportions
-        else:
-            scale = np.reshape(geometry.std, (3, 1, 1)), np.reshape(geometry.mean, (3, 1, 1))
-            levels = np.round((self.transform(image) * scale[0] + scale[1]) / geometry.rescale)
-            picture = Image.fromarray(levels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
-        factor = side_px / max(picture.size)
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        return picture.resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.LANCZOS)
+        geometry, picture = self.transform.geometry, rgb(image)
+        if (
+            geometry.pad or geometry.resize != geometry.size
+        ):  # else it is squashed whole: shown in its own proportions
+            times = side_px / max(geometry.size)
+            finer = replace(
+                geometry, size=_times(geometry.size, times), resize=_times(geometry.resize, times)
+            )
+            return replace(self.transform, geometry=finer).seen(picture)
+        width, height = _times(picture.size, side_px / max(picture.size))
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def as_picture(image: Image.Image | Path | str | bytes | np.ndarray) -> Image.Image:
-    """One RGB picture, upright, of whatever a user has at hand. UserError says why it is none."""
-    if isinstance(image, (str, Path)):
-        return read_photo(Path(image), limits=_ANY_PHOTO, max_side_px=2048).image
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        return Image.fromarray(image).convert("RGB")
-    raise UserError(
-        f"A {type(image).__name__} is not one picture.",
-        fix="give a file, a PIL picture or an array (H, W, 3) of uint8.",
-    )
+def as_picture(what: Any) -> Image.Image:
+    """One RGB picture, upright, of whatever a user has at hand (see `sources.items_of`). UserError says why it is none."""
+    found = list(itertools.islice(items_of(what), 2))
+    if len(found) != 1:
+        raise UserError(
+            f"There is {'more than one picture' if found else 'no picture'} in that.",
+            fix="name one picture to look at.",
+        )
+    source = found[0].source
+    if isinstance(source, str):
+        source = fetch(source, MAX_FILE_BYTES, redirects=REDIRECTS)
+    if isinstance(source, (Path, bytes)):
+        return decode(source, found[0].key, lambda width, height: (_LONGEST_PX, _LONGEST_PX))
+    return rgb(source if isinstance(source, Image.Image) else picture_of(source))
+
+
+def _times(sides: Any, factor: float) -> Any:
+    """A side, or two, or None, `factor` times as long."""
+    if isinstance(sides, tuple):
+        return tuple(max(1, round(side * factor)) for side in sides)
+    return sides if sides is None else max(1, round(sides * factor))

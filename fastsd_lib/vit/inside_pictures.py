@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from fastsd_lib.vit import cards, model_config
 from fastsd_lib.vit.attention import Fusion, attention_maps, class_token_maps, relevance_map, rollout
 from fastsd_lib.vit.gradcam import gradcam
 from fastsd_lib.vit.inside import Inside, Target, as_picture
-from fastsd_lib.vit.metrics import softmax
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.occlusion import faithfulness, occlusion
 from fastsd_lib.vit.patches import position_similarity
+from fastsd_lib.vit.predictions import probabilities
 
 DEFAULT_WAYS = ("patches", "attention", "rollout", "gradcam")  # a pass or two each; the others take longer
 _NEEDS_ATTENTION = {"positions", "attention", "heads", "rollout", "relevance"}
@@ -28,7 +28,7 @@ _NEEDS_ATTENTION = {"positions", "attention", "heads", "rollout", "relevance"}
 
 def explain(
     model: VitModel | Inside,
-    image: Image.Image | Path | str | bytes | np.ndarray,
+    image: Any,
     ways: Sequence[str] | None = None,
     target: Target = None,
     *,
@@ -39,6 +39,7 @@ def explain(
 ) -> dict[str, Image.Image]:
     """Pictures by way, in the order of `ways` (names of `WAYS`; None = the quick ones that fit the model).
 
+    `image` is one picture as `sources.items_of` takes it: a file, bytes, PIL image, array, https address.
     `target`: the class to explain, by name or number; None = the model's first answer. `layer`: whose heads "heads"
     shows (0 = first, -1 = last). `fusion` and `discard` are rollout's. UserError for an unknown way or class, and for
     attention asked of a model without it.
@@ -90,8 +91,7 @@ class _Look:
         index = inside.class_index(target, logits)
         vit = inside.vit
         name = vit.labels[index] if index < len(vit.labels) else str(index)
-        scaled = logits[0] / (vit.temperature or 1.0)
-        chances = scaled.sigmoid().numpy() if vit.multi_label else softmax(scaled[None].numpy())[0]
+        chances = probabilities(logits[0].numpy(), multi_label=vit.multi_label, temperature=vit.temperature)
         return cls(
             inside, image, inside.seen(image), index, name, float(chances[index]), layer, fusion, discard
         )
