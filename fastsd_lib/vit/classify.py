@@ -15,7 +15,6 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.vit.config import ClassifyConfig, RunnerConfig
 from fastsd_lib.vit.model import EMBEDDED, VitModel, open_model
-from fastsd_lib.vit.model_files import EXPORT
 from fastsd_lib.vit.predictions import Prediction, predict
 from fastsd_lib.vit.reading import ReadItem, read_ahead
 from fastsd_lib.vit.runner import Runner, open_runner
@@ -43,8 +42,7 @@ class Classifier:
         _check(self.config)
         self.model = model if isinstance(model, VitModel) else open_model(model)
         self.transform = Transform.of(self.model, self.config.fit)
-        computes = Path(model) if not isinstance(model, VitModel) and _is_export(model) else self.model
-        self.runner: Runner = open_runner(computes, "logits", runner_config or RunnerConfig())
+        self.runner: Runner = open_runner(self.model, "logits", runner_config)
 
     def __enter__(self) -> Classifier:
         return self
@@ -116,7 +114,9 @@ class _Batch:
             self.views += len(read.views)
 
     def is_full(self, batch_size: int) -> bool:
-        return self.views >= batch_size or len(self._reads) >= 4 * batch_size  # many bad ones wait for nothing
+        return (
+            self.views >= batch_size or len(self._reads) >= 4 * batch_size
+        )  # many bad ones wait for nothing
 
     def sent_to(self, runner: Runner) -> _Batch:
         pixels = [read.views for read in self._reads if read.views is not None]
@@ -165,10 +165,6 @@ class _Progress:
         if self._bad:
             facts["bad"] = self._bad
         self._report(ProgressEvent(TASK, self._done, total, facts))
-
-
-def _is_export(name: str | Path) -> bool:
-    return (Path(name).expanduser() / EXPORT).is_file()
 
 
 def _check(config: ClassifyConfig) -> None:

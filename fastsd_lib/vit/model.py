@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,16 +109,25 @@ def memory_needed_mib(model: VitModel, precision: Precision = "fp32", batch: int
     return (weights + batch * values * width) / 2**20 + _RUNTIME_MIB
 
 
+def refuse_without_memory(model: VitModel, precision: Precision, batch: int) -> None:
+    """UserError when the model is estimated to need more memory than is free."""
+    import psutil
+
+    needed, free = memory_needed_mib(model, precision, batch), psutil.virtual_memory().available / 2**20
+    if needed > free:
+        raise UserError(
+            f"{model.name} with batches of {batch} needs about {needed:,.0f} MiB of memory; {free:,.0f} are free.",
+            fix="take a smaller batch, precision bf16 or int8, or close other programs.",
+        )
+
+
 def _count_parameters(folder: Path) -> int:
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        for tensor in read_tensor_file(file).tensors.values():
-            if tensor.dtype in model_files.FLOATS:
-                count = 1
-                for length in tensor.shape:
-                    count *= length
-                total += count
-    return total
+    """From the headers of the weights; of an export from those of the model that it lies in."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and (folder / model_files.EXPORT).is_file() and folder.parent.name == "exports":
+        files = sorted(folder.parents[1].glob("*.safetensors"))
+    tensors = [one for file in files for one in read_tensor_file(file).tensors.values()]
+    return sum(math.prod(one.shape) for one in tensors if one.dtype in model_files.FLOATS)
 
 
 def torch_dtype(precision: Precision) -> Any:
@@ -125,7 +135,3 @@ def torch_dtype(precision: Precision) -> Any:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def unknown_key_error(model: VitModel, what: str) -> UserError:
-    return UserError(f"{model.path} {what}.", fix="download the model again, or take another one.")

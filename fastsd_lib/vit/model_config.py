@@ -35,6 +35,12 @@ class Sizes:
     hidden: int
     mlp: int
     patch_px: int
+    layers: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the blocks alone: four square matrices of the attention, two of the MLP."""
+        return self.layers * (4 * self.hidden * self.hidden + 2 * self.hidden * self.mlp)
 
 
 def read(folder: Path, name: str, *, classifier: bool = True) -> ModelConfig:
@@ -87,7 +93,8 @@ def sizes(folder: Path) -> Sizes:
     mlp = _first(
         raw, ("intermediate_size",), round(hidden * (ratio if isinstance(ratio, (int, float)) else 4))
     )
-    return Sizes(hidden, mlp, max(1, _first(raw, ("patch_size",), 16)))
+    layers = _first(raw, ("num_hidden_layers",), 1) if "hidden_size" in raw else 1
+    return Sizes(hidden, mlp, _first(raw, ("patch_size",), 16), layers)
 
 
 def _first(raw: dict[str, Any], names: tuple[str, ...], default: int) -> int:

@@ -52,6 +52,11 @@ class FeaturesOf(nn.Module):
             pixels.to(self.model.dtype), output_hidden_states=layer != -1, return_dict=True,
             **_other_size(self.model, pixels),
         )  # fmt: skip
+        if layer == -1 and self.model.config.model_type.startswith("convnext"):
+            pooled = (
+                found.pooler_output.float()
+            )  # its final LayerNorm stands behind the mean over the picture
+            return functional.normalize(pooled, dim=-1) if self.features.normalize else pooled
         states = found.last_hidden_state if layer == -1 else found.hidden_states[layer]
         pooled = _pooled(states, self.features.pool, self.skipped).float()
         return functional.normalize(pooled, dim=-1) if self.features.normalize else pooled

@@ -11,9 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import read_json
 from fastsd_lib.vit.config import Backend, Features, RunnerConfig
-from fastsd_lib.vit.model import VitModel
+from fastsd_lib.vit.model import VitModel, open_model
 from fastsd_lib.vit.model_files import EXPORT
 
 
@@ -37,35 +36,51 @@ RUNNERS: dict[str, str] = {
     "onnxruntime": "fastsd_lib.vit.runner_onnx:open_onnx",
     "jax": "fastsd_lib.vit.runner_jax:open_jax",
 }
-#: Format in an export.json -> "module:function"; function(folder, config) -> Runner.
-EXPORT_RUNNERS: dict[str, str] = {
-    "openvino": "fastsd_lib.vit.runner_openvino:open_export",
-    "onnx": "fastsd_lib.vit.runner_onnx:open_export",
-}
 
 
 def open_runner(
     model: VitModel | Path | str, output: str | Features = "logits", config: RunnerConfig | None = None
 ) -> Runner:
-    """The runner for a model, or for an export of one (the folder that holds export.json).
+    """The runner for a model, or for an export of one (a folder with export.json, by itself or as the model's path).
 
-    "auto" takes PyTorch on a GPU, else OpenVINO where it is installed, else PyTorch.
+    "auto" takes PyTorch on a GPU, else OpenVINO where it is installed, else PyTorch; an export is run by what it was
+    exported for, in its own precision.
     """
     config = config or RunnerConfig()
     if not isinstance(model, VitModel):
-        return _open_export(Path(model), config)
-    backend = config.backend if config.backend != "auto" else choose_backend(config.device)
+        model = open_model(model)
+    backend = _backend_of_export(model.path, config) if (model.path / EXPORT).is_file() else config.backend
+    if backend == "auto":
+        backend = choose_backend(config.device)
     if backend not in RUNNERS:
         raise UserError(f"There is no backend {backend!r}.", fix=f"take one of: auto, {', '.join(RUNNERS)}.")
-    return _function(RUNNERS[backend])(model, output, config)
+    if config.batch_size < 1:
+        raise UserError(f"The batch size is {config.batch_size}.", fix="take 1 or more.")
+    module, _, function = RUNNERS[backend].partition(":")
+    return getattr(importlib.import_module(module), function)(model, output, config)
+
+
+def _backend_of_export(folder: Path, config: RunnerConfig) -> str:
+    from fastsd_lib.vit.exports import BACKEND_OF, open_export
+
+    made = open_export(folder, check_files=False).format
+    if made not in BACKEND_OF:
+        raise UserError(
+            f"{folder} is an export to {made}, which fastsd does not run.",
+            fix=f"take one of: {', '.join(sorted(BACKEND_OF))}.",
+        )
+    if config.backend not in ("auto", BACKEND_OF[made]):
+        raise UserError(
+            f"{folder} is an export to {made}: the backend {config.backend} does not run it.",
+            fix=f"take backend auto or {BACKEND_OF[made]}, or name the model itself.",
+        )
+    return BACKEND_OF[made]
 
 
 def choose_backend(device: str = "auto") -> Backend:
     if device.startswith("cuda") or (device == "auto" and _has_gpu()):
         return "torch"
-    if importlib.util.find_spec("openvino") and importlib.util.find_spec("fastsd_lib.vit.runner_openvino"):
-        return "openvino"
-    return "torch"
+    return "openvino" if importlib.util.find_spec("openvino") else "torch"
 
 
 def _has_gpu() -> bool:
@@ -75,24 +90,3 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _open_export(folder: Path, config: RunnerConfig) -> Runner:
-    path = folder / EXPORT
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is no export: it has no {EXPORT}.", fix="name a folder below exports/ of a model."
-        )
-    told = read_json(path)
-    made = told.get("format") if isinstance(told, dict) else None
-    if made not in EXPORT_RUNNERS:
-        raise UserError(
-            f"{folder} is an export to {made}, which cannot be run here.",
-            fix=f"take one of: {', '.join(EXPORT_RUNNERS)}.",
-        )
-    return _function(EXPORT_RUNNERS[made])(folder, config)
-
-
-def _function(where: str):
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)

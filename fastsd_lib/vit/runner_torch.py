@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit.config import RunnerConfig
-from fastsd_lib.vit.model import VitModel, load_torch, torch_dtype
+from fastsd_lib.vit.model import VitModel, load_torch, refuse_without_memory, torch_dtype
 from fastsd_lib.vit.outputs import Output, output_module
 
 
@@ -63,18 +64,44 @@ class TorchRunner:
 
 
 def open_torch(model: VitModel, output: Output = "logits", config: RunnerConfig | None = None) -> TorchRunner:
+    """UserError for a device that is not here, a precision it does not compute with, or too little memory."""
     config = config or RunnerConfig()
-    device = torch.device("cpu" if config.device == "auto" and not torch.cuda.is_available() else
-                          "cuda" if config.device == "auto" else config.device)  # fmt: skip
-    precision = (
-        config.precision if config.precision != "auto" else ("bf16" if device.type == "cuda" else "fp32")
-    )
+    device = _device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "fp32"
     if precision not in ("fp32", "bf16", "fp16"):
         raise UserError(
-            f"PyTorch does not run a ViT in {precision} here.",
-            fix="take fp32 or bf16, or the backend openvino.",
+            f"PyTorch runs a ViT in fp32, bf16 or fp16, not in {precision}.",
+            fix=f"take one of these, or make an export: fastsd vit quantize --precision {precision}",
         )
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        refuse_without_memory(model, precision, config.batch_size)
+        if config.threads:
+            torch.set_num_threads(config.threads)
     loaded = load_torch(model, dtype=torch_dtype(precision), device=str(device))
     return TorchRunner(output_module(loaded, output), precision, device, config.batch_size)
+
+
+def _device(wish: str) -> torch.device:
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise UserError(f"There is no device {wish!r}.", fix="take auto, cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count() or "none"
+        raise UserError(
+            f"There is no GPU {wish} here (GPUs that PyTorch sees: {there}).", fix="take auto or cpu."
+        )
+    return device
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Elsewhere bfloat16 is emulated, and slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 2)[1].split("\n", 1)[0]
+    except (OSError, IndexError):  # another system
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
