@@ -12,16 +12,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit.config import Features
 
 Output = Literal["logits"] | Features
-#: Model types whose first token is a class token; `tokens before the patches` for the mean over patches.
-CLASS_TOKENS = {
-    "vit": 1,
-    "deit": 2,
-    "dinov2": 1,
-    "dinov2_with_registers": 5,
-    "beit": 1,
-    "vit_msn": 1,
-    "ijepa": 0,
-}
+#: Model types with a class token -> how many tokens stand before the patches (DeiT's second is for distillation).
+CLASS_TOKENS = {"vit": 1, "deit": 2, "dinov2": 1, "beit": 1, "vit_msn": 1}
 
 
 class LogitsOf(nn.Module):
@@ -32,9 +24,8 @@ class LogitsOf(nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(
-            pixel_values=pixels, return_dict=True, **_other_size(self.model, pixels)
-        ).logits.float()
+        found = self.model(pixels.to(self.model.dtype), return_dict=True, **_other_size(self.model, pixels))
+        return found.logits.float()
 
 
 class FeaturesOf(nn.Module):
@@ -53,12 +44,10 @@ class FeaturesOf(nn.Module):
             **_other_size(self.model, pixels),
         )  # fmt: skip
         if layer == -1 and self.model.config.model_type.startswith("convnext"):
-            pooled = (
-                found.pooler_output.float()
-            )  # its final LayerNorm stands behind the mean over the picture
-            return functional.normalize(pooled, dim=-1) if self.features.normalize else pooled
-        states = found.last_hidden_state if layer == -1 else found.hidden_states[layer]
-        pooled = _pooled(states, self.features.pool, self.skipped).float()
+            pooled = found.pooler_output.float()  # its final LayerNorm comes after the mean
+        else:
+            states = found.last_hidden_state if layer == -1 else found.hidden_states[layer]
+            pooled = _pooled(states, self.features.pool, self.skipped).float()
         return functional.normalize(pooled, dim=-1) if self.features.normalize else pooled
 
 
