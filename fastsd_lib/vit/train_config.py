@@ -136,6 +136,7 @@ class VitTrainConfig:
     gradient_checkpointing: str = "auto"  # auto: for large models on 16 GB and less; on, off
     save_every_steps: int = 0  # 0 = after each epoch
     keep_checkpoints: int = 2  # the newest, and the best
+    report: bool = True  # judge the result: confusion matrix, calibration, worst mistakes, model card
     seed: int = 1337  # the same seed on the same machine repeats the run
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # of the processor; 0 = as torch chooses

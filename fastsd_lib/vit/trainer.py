@@ -33,6 +33,7 @@ from fastsd_lib.vit.new_model import make_new, save_quietly
 from fastsd_lib.vit.train_config import VitTrainConfig
 from fastsd_lib.vit.train_data import TrainingSet, ValidationSet
 from fastsd_lib.vit.train_loop import Loop, Run, checkpoint_of, reason, trim_metrics
+from fastsd_lib.vit.train_report import REPORT, write_about
 from fastsd_lib.vit.training_sets import open_training_data
 from fastsd_lib.vit.whole_folder import whole_folder
 
@@ -63,6 +64,7 @@ class TrainedVit:
     resumed_from: int = 0  # the step that this call went on from
     notes: tuple[str, ...] = ()
     adapter: Path | None = None  # the LoRA alone, as peft reads it
+    report: Path | None = None  # report.html with confusion matrix, calibration and worst mistakes
 
 
 def train(
@@ -178,8 +180,13 @@ class _Training:
         step = checkpoint.step if over else loop.state.global_step
         kept = step if not (self.config.keep_best and best) else best
         if self.first:
-            self._write_model(loop, run, kept if kept != step else None)
             metrics = run.metrics if kept == step else _metrics_at(run, kept)
+            self._write_model(loop, run, kept if kept != step else None)
+            if self.config.report:
+                spent = time.monotonic() - self.began
+                write_about(
+                    self.config, self.images, self.start.name, self.out / MODEL, self.out, spent, self.report
+                )
             write_json(
                 self.out / RESULT,
                 {"run": self.name, "metrics": metrics, "steps": step, "resumed_from": checkpoint.step if checkpoint else 0,
@@ -262,11 +269,12 @@ class _Training:
                 shutil.copyfile(self.start.path / PROCESSOR, scratch / PROCESSOR)
                 calibration_file.write_facts(
                     scratch,
-                    recipe=asdict(self.config),
+                    recipe={**asdict(self.config), "data": Path(self.config.data).name},
                     trained_on={
+                        "data": self.images.path.name,
                         "pictures": len(self.images.train),
                         "classes": self.images.counts(),
-                        "from": self.start.name,
+                        "began_with": "random weights" if self.config.from_scratch else self.start.name,
                     },
                 )
 
@@ -346,12 +354,14 @@ def _finished(out: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(held, dict) or held.get("run") != name:
         return None
     adapter = out / ADAPTER if (out / ADAPTER).is_dir() else None
+    page = out / REPORT / "report.html"
     return {
         "metrics": held["metrics"],
         "steps": held["steps"],
         "resumed_from": held["resumed_from"],
         "notes": tuple(held["notes"]),
         "adapter": adapter,
+        "report": page if page.is_file() else None,
     }
 
 

@@ -1,0 +1,1 @@
+"""Trains the ViT that the package ships."""
