@@ -37,7 +37,6 @@ def router(context: ApiContext) -> APIRouter:
 
 async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict[str, Any]:
     """Order, wait, answer. Whoever goes away is drawn for no longer."""
-    loop = asyncio.get_running_loop()
     owner = owner_of(request)
 
     def order() -> tuple[Ordered, list[Job]]:
@@ -45,7 +44,7 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
         ordered = translate(body, context, owner)
         return ordered, submit(ordered, context)
 
-    ordered, jobs = await loop.run_in_executor(context.coders, order)
+    ordered, jobs = await context.aside(order)
     try:
         pictures = await _pictures(jobs, request, context, forgiving=ordered.plot is not None)
     except BaseException:
@@ -53,8 +52,8 @@ async def draw(body: DrawingBody, request: Request, context: ApiContext) -> dict
             context.service.cancel(job.id)
         raise
     if ordered.kept:  # what was refused, or names a damaged model, changes nothing
-        await loop.run_in_executor(context.coders, a1111_settings.apply, context, ordered.kept)
-    return await loop.run_in_executor(context.coders, answer_of, ordered, pictures, context, jobs)
+        await context.aside(a1111_settings.apply, context, ordered.kept)
+    return await context.aside(answer_of, ordered, pictures, context, jobs)
 
 
 def submit(ordered: Ordered, context: ApiContext) -> list[Job]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +27,15 @@ Rows = list[dict[str, Any]]
 def router(context: ApiContext) -> APIRouter:
     routes = APIRouter(prefix="/sdapi/v1", tags=["lists"])
 
-    async def aside(work: Callable[..., Any], *args: Any) -> Any:
-        """Lists read folders, and hash files that are new."""
-        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
-
     def listed(path: str, make: Callable[[ApiContext], Any], about: str, kind: Any = Rows) -> None:
         async def answer() -> Any:
-            return await aside(make, context)
+            return await context.aside(make, context)
 
         routes.add_api_route(path, answer, methods=["GET"], response_model=kind, summary=about, name=path[1:])
 
     def refreshed(path: str, work: Callable[[ApiContext], Any]) -> None:
         async def answer() -> None:
-            await aside(work, context)
+            await context.aside(work, context)
 
         routes.add_api_route(
             path,

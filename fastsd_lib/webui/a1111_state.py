@@ -45,9 +45,6 @@ def router(context: ApiContext) -> APIRouter:
     routes = APIRouter(prefix="/sdapi/v1", tags=["state"])
     service = context.service
 
-    async def aside(work: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
-
     @routes.get("/progress", response_model=Progress)
     async def progress(request: Request, skip_current_image: bool = False) -> Any:
         """How far the drawing is; where users sign in, the caller's own."""
@@ -56,7 +53,7 @@ def router(context: ApiContext) -> APIRouter:
             return Progress()
         current = None
         if not skip_current_image and context.options["live_previews_enable"]:
-            current = await aside(preview_text, jobs[0], context)
+            current = await context.aside(preview_text, jobs[0], context)
         waiting = [job for job in service.jobs() if job.state == "waiting"]
         told = progress_of(task_of(context, jobs[0]), jobs[0], current)
         told.textinfo = f"{len(waiting)} waiting" if waiting else None
@@ -82,15 +79,15 @@ def router(context: ApiContext) -> APIRouter:
     @routes.get("/options", response_model=dict[str, Any])
     async def options() -> Any:
         """Every setting with its value."""
-        return await aside(a1111_settings.shown, context)
+        return await context.aside(a1111_settings.shown, context)
 
     @routes.post("/options", response_model=None, responses=answers(404))
     async def set_options(given: dict[str, Any]) -> None:
         """Change settings, all or none. `sd_model_checkpoint` is a model by title, name, file name or hash."""
-        new = await aside(a1111_settings.checked_change, context, given)
+        new = await context.aside(a1111_settings.checked_change, context, given)
         if new.get("sd_model_checkpoint"):  # loaded before it counts: a damaged file changes nothing
             await asyncio.shield(asyncio.wrap_future(service.load(new["sd_model_checkpoint"])))
-        await aside(a1111_settings.apply, context, new)
+        await context.aside(a1111_settings.apply, context, new)
 
     @routes.get("/cmd-flags", response_model=dict[str, Any])
     async def cmd_flags() -> Any:
@@ -100,17 +97,17 @@ def router(context: ApiContext) -> APIRouter:
     @routes.get("/memory", response_model=dict[str, Any])
     async def memory() -> Any:
         """Bytes of main memory, and of the GPU when there is one."""
-        return await aside(memory_of, context)
+        return await context.aside(memory_of, context)
 
     @routes.post("/unload-checkpoint", response_model=dict[str, Any])
     async def unload() -> Any:
         """Free the memory of the models; the next request loads its own again."""
-        await aside(service.shelf.unload)
+        await context.aside(service.shelf.unload)
         return {}
 
     @routes.post("/reload-checkpoint", response_model=dict[str, Any])
     async def reload() -> Any:
-        await aside(service.shelf.reload)
+        await context.aside(service.shelf.reload)
         return {}
 
     @routes.post("/server-kill", response_model=None, responses=answers(403), tags=["server"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from fastsd_lib.generation.jobs import Job
     from fastsd_lib.generation.service import Service
     from fastsd_lib.webui.options import Options
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class ApiContext:
     tasks: Tasks = field(default_factory=Tasks)
     # Pictures are coded here: neither on the thread that draws nor on the one that answers everybody.
     coders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "pictures"))
+
+    async def aside(self, work: Callable[..., Result], *args: Any) -> Result:
+        """What `work` returns, worked by `coders`: it reads folders, hashes files or codes pictures."""
+        return await asyncio.get_running_loop().run_in_executor(self.coders, work, *args)
 
 
 def owner_of(request: Request) -> str:

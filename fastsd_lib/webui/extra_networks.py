@@ -5,7 +5,6 @@ Whatever a client names, only files inside the library's own folders are read, a
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
 from collections.abc import Iterable
@@ -28,33 +27,30 @@ _OLD_PAGES = {"textual inversion": "textual_inversion", "embeddings": "textual_i
 def router(context: ApiContext) -> APIRouter:
     routes = APIRouter(prefix="/sd_extra_networks", tags=["extra networks"])
 
-    async def aside(work: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
-
     @routes.get("/thumb", response_class=Response, responses=answers(404))
     async def thumb(filename: str = "") -> Any:
         """A preview picture by its place, inside the library's folders alone."""
-        return _file(await aside(allowed, context, filename))
+        return _file(await context.aside(allowed, context, filename))
 
     @routes.get("/cover-images", response_class=Response, responses=answers(404))
     async def cover(page: str = "", item: str = "", index: int = 0) -> Any:
         """The picture beside a LoRA, an embedding or a model."""
-        place = await aside(item_path, context, page, item)
-        pictures = await aside(covers, place)
+        place = await context.aside(item_path, context, page, item)
+        pictures = await context.aside(covers, place)
         if not 0 <= index < len(pictures):
             raise Refused(404, f"{item[:100]!r} has no cover {index}.", f"it has {len(pictures)}.")
-        return _file(await aside(allowed, context, str(pictures[index])))
+        return _file(await context.aside(allowed, context, str(pictures[index])))
 
     @routes.get("/metadata", response_model=dict[str, Any])
     async def metadata(page: str = "", item: str = "") -> Any:
         """What the file says of itself, as JSON in a string."""
-        found = await aside(_metadata, context, page, item)
+        found = await context.aside(_metadata, context, page, item)
         return {"metadata": json.dumps(found, indent=4, ensure_ascii=False, default=str)} if found else {}
 
     @routes.get("/get-single-card", response_model=dict[str, Any], responses=answers(404))
     async def card(page: str = "", tabname: str = "", name: str = "") -> Any:
         """One card of the page, as HTML without anything of the file's own in it but its name."""
-        await aside(item_path, context, page, name)
+        await context.aside(item_path, context, page, name)
         shown = html.escape(name, quote=True)
         return {"html": f'<div class="card" data-name="{shown}"><span class="name">{shown}</span></div>'}
 

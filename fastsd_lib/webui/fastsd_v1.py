@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,16 +223,13 @@ def _add_queue(routes: APIRouter, context: ApiContext) -> None:
 
 
 def _add_history(routes: APIRouter, context: ApiContext) -> None:
-    async def asked(work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
-
     def kept() -> History:
         if context.service.history is None:
             raise Refused(404, "This server keeps no history.", "start it with one.")
         return context.service.history
 
     async def own_entry(job_id: str, request: Request) -> dict[str, Any]:
-        entry, owner = await asked(kept().get, job_id), owner_of(request)
+        entry, owner = await context.aside(kept().get, job_id), owner_of(request)
         if entry is None or (owner and entry["owner"] != owner):
             raise Refused(
                 404, f"The history has no job {job_id[:100]!r}.", "GET /fastsd/v1/history lists yours."
@@ -251,8 +246,8 @@ def _add_history(routes: APIRouter, context: ApiContext) -> None:
     ) -> Past:
         """Your jobs of earlier, the newest first."""
         which = {"text": text, "owner": owner_of(request) or None, "state": state}
-        found = await asked(lambda: kept().search(**which, most=most, skip=skip))
-        return Past(count=await asked(lambda: kept().count(**which)), jobs=[_told(entry) for entry in found])
+        found = await context.aside(lambda: kept().search(**which, most=most, skip=skip))
+        return Past(count=await context.aside(lambda: kept().count(**which)), jobs=[_told(entry) for entry in found])
 
     @routes.get("/history/{job_id}", responses=answers(404))
     async def past_job(job_id: str, request: Request) -> dict[str, Any]:
@@ -263,13 +258,13 @@ def _add_history(routes: APIRouter, context: ApiContext) -> None:
     async def past_request(job_id: str, request: Request) -> dict[str, Any]:
         """What to POST to /fastsd/v1/jobs to have it drawn again, pictures in base64."""
         entry = await own_entry(job_id, request)
-        return await asked(lambda: body_of(kept().request_of(entry["id"])))
+        return await context.aside(lambda: body_of(kept().request_of(entry["id"])))
 
     @routes.delete("/history/{job_id}", responses=answers(404))
     async def forget(job_id: str, request: Request) -> dict[str, bool]:
         """Forget one job; its saved pictures stay."""
         entry = await own_entry(job_id, request)
-        return {"deleted": await asked(kept().delete, entry["id"])}
+        return {"deleted": await context.aside(kept().delete, entry["id"])}
 
 
 def _told(entry: dict[str, Any]) -> dict[str, Any]:

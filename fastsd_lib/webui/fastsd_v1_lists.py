@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ Rows = list[dict[str, Any]]
 def add(routes: APIRouter, context: ApiContext) -> None:
     def listed(name: str, make: Callable[[ApiContext], Rows], about: str) -> None:
         async def answer() -> Rows:  # lists read folders
-            return await asyncio.get_running_loop().run_in_executor(context.coders, make, context)
+            return await context.aside(make, context)
 
         routes.add_api_route(
             f"/{name}", answer, methods=["GET"], response_model=Rows, summary=about, name=name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from importlib import metadata
 from typing import Any
@@ -39,9 +38,6 @@ def router(context: ApiContext) -> APIRouter:
     routes = APIRouter(prefix="/internal", tags=["internal"])
     service = context.service
 
-    async def aside(work: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(context.coders, work, *args)
-
     @routes.post("/progress", response_model=TaskProgress)
     async def progress(question: TaskQuestion, request: Request) -> Any:
         """How far one task is: its place in the queue, then its steps and what the picture looks like."""
@@ -54,7 +50,7 @@ def router(context: ApiContext) -> APIRouter:
         if drawing is not None and question.live_preview and context.options["live_previews_enable"]:
             number = _preview_number(jobs, drawing, context)
             if number > question.id_live_preview:
-                encoded = await aside(preview_text, drawing, context)
+                encoded = await context.aside(preview_text, drawing, context)
                 if encoded is not None:
                     format_ = context.options["live_previews_image_format"]
                     told.live_preview = f"data:image/{format_};base64,{encoded}"
@@ -84,7 +80,7 @@ def router(context: ApiContext) -> APIRouter:
     @routes.get("/sysinfo-download", response_model=dict[str, Any])
     async def sysinfo() -> Any:
         """What the server runs on, without a name, a path, an environment variable or a password in it."""
-        return await aside(_sysinfo, context)
+        return await context.aside(_sysinfo, context)
 
     return routes
 

@@ -14,8 +14,9 @@ _STYLE = """
   --line: #94a3b8; --accent: #4f46e5; --ring: #818cf8;
   --wrong: #fca5a5; } }
 * { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; min-height: 100dvh; display: grid; place-items: center; padding: 16px; background: var(--page);
-  color: var(--ink); font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+body { margin: 0; min-height: 100vh; min-height: 100dvh; display: grid; place-items: center; padding: 16px;
+  background: var(--page); color: var(--ink);
+  font: 16px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
 main { width: 100%; max-width: 380px; background: var(--card); border-radius: 14px; padding: 32px 28px;
   box-shadow: 0 1px 2px rgb(0 0 0 / .12), 0 12px 32px rgb(0 0 0 / .08); }
 h1 { margin: 0; font-size: 1.5rem; letter-spacing: -0.02em; }

@@ -28,7 +28,9 @@ class PrivateFolder:
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         _, asked, name = scope.get("path", "").replace("/file/", "/file=").partition("/file=")
         if asked and os.path.realpath(name).startswith(self._folder + os.sep):
-            await PlainTextResponse("Pictures are shown by the page that drew them.", 403)(scope, receive, send)
+            await PlainTextResponse("Pictures are shown by the page that drew them.", 403)(
+                scope, receive, send
+            )
             return
         await self._app(scope, receive, send)
 

@@ -1,7 +1,8 @@
 """Connections to the program behind the door: requests and answers of HTTP/1.1 as streams, over asyncio alone.
 
 With a general client (httpx) guard and proxy took twice as much of the processor for a small request and for each MiB
-of an answer (`benchmark proxy`). This one knows one program on loopback, follows nothing and keeps nothing but open connections.
+of an answer (`benchmark proxy`). This one knows one program on loopback, follows nothing and keeps nothing but open
+connections.
 """
 
 from __future__ import annotations
