@@ -133,10 +133,9 @@ class Batcher:
 
     def _drop(self, rows: list[_Row]) -> None:
         """Of a request that is over, whether it was answered or left."""
-        left = [row for row in rows if not row.answer.done()]
-        for row in left:
-            row.answer.cancel()
-        if left:
+        for row in rows:
+            row.answer.cancel()  # nothing happens to one that is there
+        if any(row.answer.cancelled() for row in rows):
             self._waiting = deque(row for row in self._waiting if not row.answer.done())
 
     # ------------------------------------------------------------------ batches

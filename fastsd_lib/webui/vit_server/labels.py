@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastsd_lib.vit.model import VitModel
+from fastsd_lib.vit.predictions import probabilities
 from fastsd_lib.webui.vit_server.bodies import ClassifyParameters
 
 
@@ -17,15 +18,11 @@ def top_labels(model: VitModel, scores: np.ndarray, count: int) -> list[dict[str
 
 
 def scores_of(model: VitModel, logits: np.ndarray, asked: ClassifyParameters) -> np.ndarray:
-    """(B, C) logits -> scores of the same shape. Unless a function is named: what `fastsd vit classify` tells."""
-    wide = logits.astype(np.float64)
+    """(B, C) logits -> float64 scores of the same shape. Unless a function is named, what `fastsd vit classify` tells."""
     kind = asked.function_to_apply
-    if kind is None:
-        kind = "sigmoid" if model.multi_label or wide.shape[1] == 1 else "softmax"
-        wide = wide / (model.temperature or 1.0)
     if kind == "none":
-        return wide
-    if kind == "sigmoid":
-        return 0.5 * (1 + np.tanh(wide / 2))  # no overflow, however far out
-    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+        return logits.astype(np.float64)
+    if kind is not None:  # as transformers does it, whatever is known of the model's calibration
+        return probabilities(logits, multi_label=kind == "sigmoid")
+    several = model.multi_label or logits.shape[1] == 1
+    return probabilities(logits, multi_label=several, temperature=model.temperature)

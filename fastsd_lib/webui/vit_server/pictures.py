@@ -18,7 +18,7 @@ from fastsd_lib.webui.fetching import fetch_picture
 from fastsd_lib.webui.vit_server.config import ServeConfig
 
 #: Decoders of pictures alone: no EPS, PDF or WMF, which would start programs or read other files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 FIX = "send a JPEG, PNG or WEBP, in base64 or as the body itself."
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
