@@ -6,6 +6,8 @@ import numpy as np
 
 from fastsd_lib.core.errors import UserError
 
+INPUT, OUTPUT = "pixel_values", "logits"  # of graphs, as transformers and optimum name them
+
 
 def checked(pixels: np.ndarray, image_px: tuple[int, int]) -> np.ndarray:
     """(B, 3, H, W) float32, contiguous, B >= 1; UserError for another shape than the graph was made for."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fastsd_lib.core.errors import UserError, require
-from fastsd_lib.vit import exports
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.vit import exports, intel
 from fastsd_lib.vit.config import RunnerConfig
 from fastsd_lib.vit.graph_cache import cached_graph
 from fastsd_lib.vit.model import VitModel, load_torch
 from fastsd_lib.vit.outputs import Output, output_module
-from fastsd_lib.vit.pixels import checked
+from fastsd_lib.vit.pixels import INPUT, OUTPUT, checked
 
 GRAPH = "model.xml"
 STREAMS = 2  # batches in flight when many wait; more cost memory and, beside decoding threads, gain nothing
@@ -31,7 +31,6 @@ def open_openvino(
     UserError for a device that is not here, a precision that the processor does not compute with, or one that needs
     a compressed copy of the model (int8, int8w, int4w).
     """
-    require("openvino", group="vit")
     config = config or RunnerConfig()
     if config.precision.startswith("int"):
         raise UserError(
@@ -43,30 +42,29 @@ def open_openvino(
 
 def open_export(folder: Path, config: RunnerConfig | None = None) -> OpenVinoRunner:
     """A runner of the folder of an OpenVINO export; UserError when a byte in it has changed."""
-    require("openvino", group="vit")
     export = exports.open_export(folder)
     return OpenVinoRunner(export.opens, export.precision, config or RunnerConfig())
 
 
 def graph_of(model: VitModel, output: Output = "logits") -> Path:
     """The folder in the user's cache that holds GRAPH: the float32 graph of this output, any batch."""
-    import openvino
-
-    return cached_graph(model, output, "openvino", openvino.__version__, lambda to: _trace(model, output, to))
+    version = intel.openvino().__version__
+    return cached_graph(model, output, "openvino", version, lambda to: _trace(model, output, to))
 
 
 def trace(module: Any, image_px: tuple[int, int]) -> Any:
-    """The openvino.Model of a torch module: "pixels" (any batch, 3, H, W) -> "output"; nodes are named by modules."""
-    import openvino
+    """The openvino.Model of a torch module: INPUT (any batch, 3, H, W) -> OUTPUT; nodes are named by modules."""
     import torch
+
+    openvino = intel.openvino()
 
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are constants here: the tracer says so of each
 
         example = torch.zeros(2, 3, *image_px)
         graph = openvino.convert_model(module, example_input=example, input=[-1, 3, *image_px])
-    graph.inputs[0].get_tensor().set_names({"pixels"})
-    graph.outputs[0].get_tensor().set_names({"output"})
+    graph.inputs[0].get_tensor().set_names({INPUT})
+    graph.outputs[0].get_tensor().set_names({OUTPUT})
     return graph
 
 
@@ -78,9 +76,7 @@ class OpenVinoRunner:
 
     def __init__(self, graph: Path, precision: str, config: RunnerConfig) -> None:
         """`precision`: of the weights in the file, and of the arithmetic unless they are integers."""
-        import openvino
-
-        self._core, self._graph = openvino.Core(), graph
+        self._core, self._graph = intel.openvino().Core(), graph
         self._device = _device(self._core, config.device)
         compute = _arithmetic(self._core, self._device, precision)
         self.name = f"openvino {compute}" if precision in ("auto", compute) else f"openvino {precision}"
@@ -153,10 +149,10 @@ class _Lane:
 
 
 def _trace(model: VitModel, output: Output, folder: Path) -> None:
-    import openvino
-
     graph = trace(output_module(load_torch(model), output), model.image_px)
-    openvino.save_model(graph, folder / GRAPH, compress_to_fp16=False)  # the default loses bits unasked
+    intel.openvino().save_model(
+        graph, folder / GRAPH, compress_to_fp16=False
+    )  # the default loses bits unasked
 
 
 def _arithmetic(core: Any, device: str, precision: str) -> str:
