@@ -15,6 +15,7 @@ from typing import Any
 
 from fastsd_lib.cli_draw import add_generate
 from fastsd_lib.cli_session import add_session
+from fastsd_lib.cli_vit import add_vit
 from fastsd_lib.cli_webui import add_webui
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_convert,
         _add_models,
         add_webui,
+        add_vit,
         _add_benchmark,
     ):
         add(known)

@@ -109,7 +109,7 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
     if options.password:
         webui.hide_password(options.password)
     from_surroundings = os.environ.pop("FASTSD_PASSWORD", None)  # what we start need not know it
-    ending = _on_termination()
+    ending = on_termination()
     config = webui.WebuiConfig(
         options.model,
         ui=not options.no_ui,
@@ -140,7 +140,7 @@ def _webui(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _on_termination() -> threading.Event:
+def on_termination() -> threading.Event:
     """Let SIGTERM end the program as Ctrl-C does, so that nothing stays behind."""
     ending = threading.Event()
 
