@@ -6,6 +6,7 @@ and overrides what differs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,11 @@ BY_KIND = {
     "vit": "ViT", "vit_msn": "ViT", "swin": "ViT", "swinv2": "ViT", "deit": "DeiT", "dinov2": "Bit",
     "dinov2_with_registers": "Bit", "convnext": "ConvNext", "convnextv2": "ConvNext",
 }  # fmt: skip
+_STEPS = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
+_SETTINGS = ("size", "resample", "image_mean", "image_std", "do_center_crop", "crop_size", "default_to_square",
+             "do_resize", "do_rescale", "do_normalize", "rescale_factor")  # fmt: skip
+_FOR_SEGMENTS_TOO = {"Beit", "MobileNetV2"}  # their own steps are about maps of segments, not about pictures
+MAX_SIDE_PX = 4096
 _SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 _IMAGENET = 8 / 7  # 256 for 224: what is resized before a crop
 
@@ -64,10 +70,11 @@ class Geometry:
         if not isinstance(raw, dict):
             raise _bad(path, "holds no settings by name")
         name = _processor_name(raw, kind)
-        if name not in PROCESSORS:
-            raise _bad(path, f"names the processor {escaped(str(name))[:60]}, which fastsd does not know")
+        defaults = PROCESSORS.get(name) or _defaults_in_transformers(name)
+        if defaults is None:
+            raise _bad(path, f"names the processor {escaped(name)[:60]}, which fastsd does not know")
         try:
-            return _geometry(name, {**PROCESSORS[name], **raw})
+            return _checked(_geometry(name, {**defaults, **raw}))
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise _bad(path, f"has settings that do not fit together ({escaped(str(error))[:80]})") from None
 
@@ -129,13 +136,43 @@ def _geometry(name: str, raw: Mapping[str, Any]) -> Geometry:
     return Geometry(size, resize, int(raw["resample"]), mean, std, float(raw.get("rescale_factor", 1 / 255)))
 
 
+def _checked(geometry: Geometry) -> Geometry:
+    """A file from elsewhere may ask for a picture that fills the memory, or for a division by zero."""
+    sides = [*geometry.size, *(geometry.resize if isinstance(geometry.resize, tuple) else [geometry.resize])]
+    if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE_PX for side in sides):
+        raise ValueError(f"a side of {min(sides)} to {max(sides)} pixels")
+    if geometry.resample not in range(6):
+        raise ValueError(f"resample {geometry.resample}")
+    numbers = (*geometry.mean, *geometry.std, geometry.rescale)
+    if not all(math.isfinite(number) for number in numbers) or not all(geometry.std) or not geometry.rescale:
+        raise ValueError("mean, std or scale would divide by zero")
+    return geometry
+
+
+def _defaults_in_transformers(name: str) -> dict[str, Any] | None:
+    """Of a processor of transformers that does nothing but resize, crop and scale; None for any other."""
+    if not name.isidentifier():
+        return None
+    import transformers
+    from transformers.image_processing_backends import PilBackend
+
+    found = getattr(transformers, f"{name}ImageProcessorPil", None)
+    if not isinstance(found, type) or not issubclass(found, PilBackend):
+        return None
+    own_steps = any(getattr(found, step) is not getattr(PilBackend, step) for step in _STEPS)
+    if own_steps and name not in _FOR_SEGMENTS_TOO:
+        return None
+    known = {key: getattr(found, key, None) for key in _SETTINGS}
+    return {key: value for key, value in known.items() if value is not None}
+
+
 def _edges(size: Any, square: bool) -> tuple[int, int] | int:
     """(height, width), or the short side alone."""
     if isinstance(size, int):
         return (size, size) if square else size
     if isinstance(size, (list, tuple)):
         return int(size[0]), int(size[1])
-    if "shortest_edge" in size and not size.get("longest_edge"):
+    if size.get("shortest_edge") and not size.get("longest_edge"):
         return int(size["shortest_edge"])
     return int(size["height"]), int(size["width"])
 
