@@ -76,7 +76,7 @@ def near_duplicates(
             raise UserError(
                 f"There is no way to find duplicates called {way!r}.", fix=f"choose among {', '.join(WAYS)}."
             )
-    if index is not None and index.keys != store.keys:
+    if index is not None and list(index.keys) != store.keys:
         raise UserError("The index is not one of this store.", fix="build it again from the store.")
     pairs: list[Pair] = []
     if "bytes" in ways:

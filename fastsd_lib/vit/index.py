@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ from fastsd_lib.vit.index_tuning import tune
 from fastsd_lib.vit.search_kinds import KINDS
 from fastsd_lib.vit.vector_store import (
     Maker,
-    Row,
     VectorStore,
     check_keys,
     checked,
@@ -40,20 +40,24 @@ class Index:
         self,
         kind: str,
         vectors: Vectors,
-        rows: Sequence[Row],
+        keys: Sequence[str],
+        sources: Sequence[str],
         maker: Maker,
         vectors_file: Path,
         removed: Sequence[int] = (),
     ) -> None:
-        self.kind, self.vectors, self.rows, self.maker = kind, vectors, list(rows), maker
-        self.keys = [row.key for row in self.rows]
+        self.kind, self.vectors, self.maker = kind, vectors, maker
+        self.keys, self.sources = keys, sources  # sources: files, "" where the key is the file
         self.alive = np.ones(len(self.keys), bool)
         self.alive[np.asarray(removed, np.int64)] = False
         self.finder: Any = None  # of search_kinds; None = exact
         self.facts: dict[str, Any] = {}  # build_s, recall, recall_k, and what was tuned
         self.vectors_file = vectors_file  # of the store: it is never changed in place
-        self._row_of = {key: row for row, key in enumerate(self.keys) if self.alive[row]}
         self._allowed: dict[str, np.ndarray | None] = {}  # prefix -> rows, of the last prefix
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys) if self.alive[row]}
 
     @property
     def metric(self) -> Metric:
@@ -92,7 +96,7 @@ class Index:
 
     def place(self, row: int) -> Path | None:
         """The file that a row was made of, if it is still there."""
-        path = Path(self.rows[row].source or self.rows[row].key)
+        path = Path(self.sources[row] or self.keys[row])
         return path if path.is_file() else None
 
     def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
@@ -108,18 +112,16 @@ class Index:
         if self.finder:
             self.finder.add(self.vectors.prepared(vectors.astype(np.float32)))
         self.vectors.append(vectors)
-        for key in keys:
-            self._row_of[key] = len(self.keys)
-            self.keys.append(key)
-            self.rows.append(Row(key))
+        self._row_of.update({key: row for row, key in enumerate(keys, len(self.keys))})
+        self.keys, self.sources = [*self.keys, *keys], [*self.sources, *[""] * len(keys)]
         self.alive = np.append(self.alive, np.ones(len(keys), bool))
         self._allowed.clear()
 
     def remove(self, keys: Sequence[str]) -> None:
         """These rows are found no more. UserError, and nothing removed, when one is not there."""
         rows = [self.row_of(key) for key in dict.fromkeys(keys)]
+        self.alive[rows] = False
         for row in rows:
-            self.alive[row] = False
             del self._row_of[self.keys[row]]
         self._allowed.clear()
 
@@ -162,7 +164,7 @@ class Index:
         return self._allowed[prefix]
 
     def _an_example(self) -> str:
-        return repr(next(iter(self._row_of), ""))
+        return repr(next((key for key, alive in zip(self.keys, self.alive, strict=True) if alive), ""))
 
 
 def build_index(
@@ -196,7 +198,9 @@ def build_index(
         kind = "exact" if len(store) <= EXACT_UP_TO else "signs" if len(store) <= SIGNS_UP_TO else "ivf"
     began = time.perf_counter()
     on_progress(ProgressEvent("index", 0, 2))
-    index = Index(kind, Vectors([store.vectors], metric), store.rows, store.maker, store.vectors_file)
+    index = Index(
+        kind, Vectors([store.vectors], metric), store.keys, store.sources, store.maker, store.vectors_file
+    )
     if kind != "exact":
         index.finder = KINDS[kind]()
         index.finder.build(index.vectors, seed)

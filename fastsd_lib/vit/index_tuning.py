@@ -42,16 +42,16 @@ def tune(index: Index, target: float, queries: np.ndarray | None, seed: int) -> 
     for setting in index.finder.settings(len(index.vectors)):
         if setting["width"] == exhausted:  # more effort finds no more: the candidates are too few
             continue
-        recall = trial.recall(setting, tuning)
+        recall, doubt = trial.recall(setting, tuning)
         if setting["width"] == last_width and recall <= last:
             exhausted = last_width
         last_width, last = setting["width"], recall
         if recall > reached:
             best, reached = setting, recall
-        if recall >= target:
+        if recall - doubt >= target:
             break
     index.facts |= {
-        "recall": round(trial.recall(best, measuring), 4), "recall_k": k, "recall_queries": len(measuring),
+        "recall": round(trial.recall(best, measuring)[0], 4), "recall_k": k, "recall_queries": len(measuring),
         "recall_asked": target, "tune_s": round(time.perf_counter() - began, 3), **best,
     }  # fmt: skip
 
@@ -64,13 +64,17 @@ class _Trial:
         self.asked = k + (own is not None)  # a query that is in the index finds itself
         self.edge = self._others(nearest(index.vectors, queries, self.asked), np.arange(self.count))[:, -1:]
 
-    def recall(self, setting: dict[str, int], some: np.ndarray) -> float:
-        """The share of true neighbours that `some` of the queries find; as near as the last of them counts too."""
+    def recall(self, setting: dict[str, int], some: np.ndarray) -> tuple[float, float]:
+        """(the share of true neighbours that `some` of the queries find, its standard error).
+
+        What is just as near as the last of them counts too.
+        """
         for name, value in setting.items():
             setattr(self.index.finder, name, value)
         found = self._others(self.index.nearest_rows(self.queries[some], self.asked, None), some)
         edge = self.edge[some]
-        return float((found >= edge - 1e-5 * np.abs(edge)).mean())
+        shares = (found >= edge - 1e-5 * np.abs(edge)).mean(axis=1)
+        return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
 
     def _others(self, found: tuple[np.ndarray, np.ndarray], some: np.ndarray) -> np.ndarray:
         """Likeness of the neighbours without the query itself, or without the last where twins pushed it out."""

@@ -66,6 +66,13 @@ class _Through:
         self.write = write
 
 
+def sealed_path(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """The file that a manifest speaks of; KeyError unless it is one that it seals."""
+    if name not in manifest["files"]:
+        raise KeyError(name)
+    return folder / name
+
+
 def open_array(path: Path) -> np.ndarray:
     """A `.npy` file mapped into memory, read-only; nothing but numbers can be in it."""
     with path.open("rb") as handle:

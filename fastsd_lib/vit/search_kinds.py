@@ -1,7 +1,7 @@
 """Ways to find likely neighbours without comparing with every vector; the vectors themselves decide afterwards.
 
 Each class offers: `build(vectors, report)`, `candidates(queries, allowed)` -> rows per query, `add(prepared)`,
-`settings()` that `tune` tries from cheap to dear, `save(folder, state)` and `load(folder, files)`.
+`settings()` that `tune` tries from cheap to dear, `save(folder, state)` and `load(files)`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Signs:
         np.save(folder / names[1], self.mean)
         return names
 
-    def load(self, folder: Path, names: Sequence[str]) -> None:
-        self.codes, self.mean = open_array(folder / names[0]), open_array(folder / names[1])
+    def load(self, files: Sequence[Path]) -> None:
+        self.codes, self.mean = open_array(files[0]), open_array(files[1])
 
     def _encoded(self, prepared: np.ndarray) -> np.ndarray:
         bits = np.packbits(prepared > self.mean, axis=1, bitorder="little")
@@ -148,10 +148,10 @@ class _Faiss:
         faiss.write_index(self.index, str(folder / f"{self.name}-{state}.faiss"))
         return [f"{self.name}-{state}.faiss"]
 
-    def load(self, folder: Path, names: Sequence[str]) -> None:
+    def load(self, files: Sequence[Path]) -> None:
         import faiss
 
-        self.index = faiss.read_index(str(folder / names[0]))
+        self.index = faiss.read_index(str(files[0]))
 
     def _fill(self, vectors: Vectors) -> None:
         for begin, block in vectors.blocks():

@@ -56,7 +56,7 @@ def write_part(store: Path, name: str, done: Done) -> None:
     ):
         file.write(done.vectors)
         facts = file.close()
-    rows = [list(vars(row).values()) for row in done.rows]
+    rows = [row.told() for row in done.rows]
     seal(folder, f"{name}.json", _MADE_BY, {"rows": rows}, {f"{name}.npy": facts})
 
 

@@ -21,7 +21,15 @@ import numpy as np
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, fingerprint, plain_disk_errors, read_json
 from fastsd_lib.vit.config import Features
-from fastsd_lib.vit.sealed_files import NpyWriter, facts_of, open_array, remove_others, seal, unseal
+from fastsd_lib.vit.sealed_files import (
+    NpyWriter,
+    facts_of,
+    open_array,
+    remove_others,
+    seal,
+    sealed_path,
+    unseal,
+)
 
 MANIFEST = "store.json"
 MADE_BY = "fastsd vectors"
@@ -45,7 +53,7 @@ class Maker:
         return cls(**{**said, "features": Features(**said["features"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One picture that was to be embedded."""
 
@@ -55,6 +63,10 @@ class Row:
     mtime_ns: int = -1
     sha256: str = ""  # of its bytes; "" = not known
     error: str = ""  # why there is no vector
+
+    def told(self) -> list[Any]:
+        """As a line of the file: Row(*told) is the row again."""
+        return [self.key, self.source, self.size, self.mtime_ns, self.sha256, self.error]
 
 
 class VectorStore:
@@ -69,6 +81,7 @@ class VectorStore:
         self.path, self.maker, self.vectors, self.all_rows, self.state = path, maker, vectors, rows, state
         self.rows = [row for row in rows if not row.error]
         self.keys = [row.key for row in self.rows]
+        self.sources = [row.source for row in self.rows]
         self.errors = {row.key: row.error for row in rows if row.error}
 
     @classmethod
@@ -80,8 +93,8 @@ class VectorStore:
         path = Path(path)
         said = unseal(path, MANIFEST, MADE_BY, WHAT, verify=verify)
         try:
-            vectors = open_array(path / said["vectors"])
-            rows = list(read_rows(path / said["rows"]))
+            vectors = open_array(sealed_path(path, said, said["vectors"]))
+            rows = list(read_rows(sealed_path(path, said, said["rows"])))
             store = cls(path, Maker.of(said["maker"]), vectors, rows, said["state"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -144,11 +157,11 @@ def write_store(
         path.mkdir(parents=True, exist_ok=True)
         state = fingerprint([asdict(maker), dtype, dimension, digest_of(rows)])
         names = {"vectors": f"vectors-{state}.npy", "rows": f"rows-{state}.jsonl"}
-        with atomic_path(path / names["rows"]) as scratch:
+        files = {}
+        with atomic_path(path / names["rows"]) as scratch, atomic_path(path / names["vectors"]) as numbers:
             write_rows(scratch, rows)
-        files = {names["rows"]: facts_of(path / names["rows"])}
-        with atomic_path(path / names["vectors"]) as scratch:
-            with NpyWriter(scratch, (count, dimension), dtype) as writer:
+            files[names["rows"]] = facts_of(scratch)
+            with NpyWriter(numbers, (count, dimension), dtype) as writer:
                 for block in blocks:
                     writer.write(checked(block, dtype))
                 files[names["vectors"]] = writer.close()
@@ -224,7 +237,7 @@ def digest_of(rows: Iterable[Row]) -> str:
 
 def _line(row: Row) -> str:
     """In ASCII: the name of a file need not be Unicode."""
-    return json.dumps(list(vars(row).values()), separators=(",", ":")) + "\n"
+    return json.dumps(row.told(), separators=(",", ":")) + "\n"
 
 
 def read_rows(path: Path) -> Iterator[Row]:
