@@ -231,7 +231,7 @@ class Loop(transformers.Trainer):
         patience = self.run.config.early_stopping * self.batches.steps_per_epoch
         best = self.state.best_global_step or 0
         if patience and self.state.global_step - best >= patience:
-            self.control.should_training_stop = True
+            self.control.should_training_stop = self.control.should_save = True
         return better
 
     # -- saying -------------------------------------------------------------------------------------------------------
@@ -345,6 +345,13 @@ class _Steps(transformers.TrainerCallback):
         self._loop.batches.epoch = state.global_step // self._loop.batches.steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (
+            state.global_step % self._loop.batches.steps_per_epoch == 0
+            or state.global_step >= state.max_steps
+        ):
+            control.should_save = (
+                False  # an epoch's end is judged first: else a resumed run would not know the result
+            )
         if self._loop.ema is not None:
             self._loop.ema.update(state.global_step)
         if state.is_world_process_zero:
@@ -352,6 +359,11 @@ class _Steps(transformers.TrainerCallback):
                 name: self._loop.run.metrics[name] for name in ("accuracy",) if name in self._loop.run.metrics
             }
             self._loop.run.report(ProgressEvent("train", state.global_step, state.max_steps, facts))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        every = self._loop.run.config.save_every_steps
+        if not every or state.global_step % every == 0 or state.global_step >= state.max_steps:
+            control.should_save = True
 
 
 def checkpoint_of(run: Run, step: int | None) -> Checkpoint | None:
