@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.tensor_file import read_tensor_file
 from fastsd_lib.vit import model_config, model_files
-from fastsd_lib.vit.calibration_file import temperature_of
+from fastsd_lib.vit.calibration_file import read_facts, temperature_of
 from fastsd_lib.vit.config import Precision
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def open_model(
         name=name,
         architecture=config.architecture,
         labels=config.labels,
-        generic_labels=config.generic_labels,
+        # Classes of a model trained here are named after folders: digits may well be called 0 to 9.
+        generic_labels=config.generic_labels and "trained_on" not in read_facts(folder),
         image_px=image_px,
         parameters=_count_parameters(folder),
         multi_label=config.multi_label,
