@@ -128,7 +128,9 @@ def _recoloured(values: torch.Tensor, strength: Strength, drawn: np.ndarray) -> 
     values = values.clamp(0, 1)
     if strength.odd:
         values = torch.where(_happens(numbers[:, 4], strength.odd) & (values > 0.5), 1 - values, values)
-        values = torch.where(_happens(numbers[:, 5], strength.odd), torch.floor(values * 8) / 7.875, values)
+        values = torch.where(
+            _happens(numbers[:, 5], strength.odd), torch.floor(values * 8).clamp(max=7) / 7, values
+        )
     return values
 
 
