@@ -99,7 +99,7 @@ def calibrate(
         return Calibration(own, np.full(images, own), "stored with the model")
     if images < 2 * FEWEST_TO_CALIBRATE:
         few = f"not fitted: that takes {2 * FEWEST_TO_CALIBRATE} images"
-        return Calibration(1.0, np.ones(images), few)
+        return Calibration(1.0, np.ones(images), few, fitted=False)
     first = _half(truth)
     of_row = np.empty(images)
     of_row[first] = metrics.fit_temperature(logits[~first], truth[~first])

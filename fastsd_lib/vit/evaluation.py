@@ -29,6 +29,7 @@ class Calibration:
     temperature: float  # to be kept with the model; 1 = none
     of_row: np.ndarray  # (N,): what each image's logits were divided by; never fitted on that image
     source: str  # one phrase for people: "fitted on 270 other images"
+    fitted: bool = True  # False: too few images, nothing to keep with the model
 
 
 @dataclass(frozen=True)
