@@ -43,8 +43,9 @@ def make_vit(
     model = model_class(config).eval()
     with torch.no_grad():  # biases, norms and scales as if they had been trained: a swapped one must be seen
         for parameter in model.parameters():
-            if parameter.dim() < 2:
+            if parameter.dim() < 2 or not parameter.any():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_processor(kind, image_px), indent=2))
     return folder
