@@ -29,6 +29,7 @@ class LibraryFolders:
     controlnets: tuple[Path, ...] = ()
     upscalers: tuple[Path, ...] = ()
     captioners: tuple[Path, ...] = ()  # folders of BLIP, or folders of such folders
+    vits: tuple[Path, ...] = ()  # folders of ViT models and of indexes of pictures
     wildcards: tuple[Path, ...] = ()
     styles: tuple[Path, ...] = ()  # files, such as styles.csv
 
@@ -44,6 +45,7 @@ class LibraryFolders:
             controlnets=(models / "ControlNet",),
             upscalers=(models / "ESRGAN", models / "RealESRGAN"),
             captioners=(models / "BLIP",),
+            vits=(models / "ViT",),
             wildcards=(root / "wildcards", root / "extensions" / "sd-dynamic-prompts" / "wildcards"),
             styles=(root / "styles.csv",),
         )

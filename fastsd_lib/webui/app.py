@@ -34,6 +34,7 @@ from fastsd_lib.webui.tabs import (
     settings,
     train,
     txt2img,
+    vit,
 )
 from fastsd_lib.webui.tabs.desk import AT_ONCE, Desk, Usual
 
@@ -50,6 +51,7 @@ TABS: tuple[tuple[str, str, Any], ...] = (
     ("img2img", "img2img", img2img),
     ("extras", "Extras", extras),
     ("png_info", "PNG Info", png_info),
+    ("vit", "ViT", vit),
     ("merger", "Checkpoint Merger", merger),
     ("train", "Train", train),
     ("models", "Models", models),
