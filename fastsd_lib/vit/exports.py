@@ -33,6 +33,10 @@ EXPORTERS: dict[str, str] = {
     "safetensors": "fastsd_lib.vit.export_safetensors:write",
     "onnx": "fastsd_lib.vit.export_onnx:write",
     "openvino": "fastsd_lib.vit.export_openvino:write",
+    "tensorflow": "fastsd_lib.vit.export_tensorflow:write",
+    "tflite": "fastsd_lib.vit.export_tensorflow:write_tflite",
+    "coreml": "fastsd_lib.vit.export_coreml:write",
+    "tensorrt": "fastsd_lib.vit.export_tensorrt:write",
 }
 #: The formats that a Runner runs, by the name of its backend; all others are checked by their own exporter.
 BACKEND_OF = {"safetensors": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
@@ -143,6 +147,23 @@ def open_export(path: Path, *, check_files: bool = True) -> Export:
 
 def is_export(path: Path) -> bool:
     return (path / MANIFEST).is_file()
+
+
+def of_model(model: VitModel, output: Any, format: str) -> Export | None:
+    """The export that model.path is, every byte checked; None for a model. UserError where `output` is not logits."""
+    if not is_export(model.path):
+        return None
+    found = open_export(model.path)
+    if output != "logits" and found.format != "safetensors":
+        raise UserError(
+            f"{model.path} is an export of the classifier: it gives no features.",
+            fix="name the model itself.",
+        )
+    if found.format != format:
+        raise UserError(
+            f"{model.path} is an export to {found.format}, not {format}.", fix="leave the backend at auto."
+        )
+    return found
 
 
 def source_sha256(model: VitModel) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastsd_lib.core.errors import require
@@ -37,3 +39,16 @@ def _no_telemetry() -> None:
     Whoever has imported it before us has made up their own mind.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """NNCF draws its own through rich; ours say it once."""
+    import rich
+
+    console = rich.get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before

@@ -30,10 +30,10 @@ def graph_of(model: VitModel, output: Output = "logits") -> Path:
     return made / GRAPH
 
 
-def trace(model: VitModel, output: Output, path: Path) -> None:
-    """Write the ONNX graph of a model's output to `path`; the weights stay inside the file."""
+def trace(model: VitModel, output: Output, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the ONNX graph of a model's output to `path`; the weights stay inside the file, as `dtype`."""
     # The plain attention: fused attention is written with guards for masked rows, which a ViT has not.
-    module = output_module(load_torch(model, attention="eager"), output)
+    module = output_module(load_torch(model, attention="eager", dtype=dtype), output)
     example = torch.zeros(2, 3, *model.image_px)
     with _quiet(), torch.inference_mode():
         try:

@@ -16,12 +16,16 @@ from fastsd_lib.vit.pixels import INPUT, checked
 
 
 def open_onnx(model: VitModel, output: Output = "logits", config: RunnerConfig | None = None) -> OnnxRunner:
-    """A runner of `model` in float32; its graph is kept in the user's cache by the SHA-256 of the weights.
+    """A runner of `model` in float32, or of the export that model.path is.
+
+    The graph of a model is kept in the user's cache by the SHA-256 of the weights.
 
     UserError for another precision: bfloat16 has no CPU kernels there, integers need a compressed copy.
     """
     require("onnxruntime", group="vit")
     config = config or RunnerConfig()
+    if export := exports.of_model(model, output, "onnx"):
+        return OnnxRunner(export.opens, export.precision, config)
     if config.precision.startswith("int"):
         raise UserError(
             f"{config.precision} needs a compressed copy of {model.name}.",
@@ -33,13 +37,6 @@ def open_onnx(model: VitModel, output: Output = "logits", config: RunnerConfig |
             fix='choose fp32, or the backend "openvino".',
         )
     return OnnxRunner(onnx_graph.graph_of(model, output), "fp32", config)
-
-
-def open_export(folder: Path, config: RunnerConfig | None = None) -> OnnxRunner:
-    """A runner of the folder of an ONNX export; UserError when a byte in it has changed."""
-    require("onnxruntime", group="vit")
-    export = exports.open_export(folder)
-    return OnnxRunner(export.opens, export.precision, config or RunnerConfig())
 
 
 class OnnxRunner:

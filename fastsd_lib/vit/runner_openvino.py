@@ -26,24 +26,22 @@ _COMPUTE = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our name -> OpenVIN
 def open_openvino(
     model: VitModel, output: Output = "logits", config: RunnerConfig | None = None
 ) -> OpenVinoRunner:
-    """A runner of `model`; its traced graph is kept in the user's cache by the SHA-256 of the weights.
+    """A runner of `model`, or of the export that model.path is.
+
+    The traced graph of a model is kept in the user's cache by the SHA-256 of the weights.
 
     UserError for a device that is not here, a precision that the processor does not compute with, or one that needs
     a compressed copy of the model (int8, int8w, int4w).
     """
     config = config or RunnerConfig()
+    if export := exports.of_model(model, output, "openvino"):
+        return OpenVinoRunner(export.opens, export.precision, config)
     if config.precision.startswith("int"):
         raise UserError(
             f"{config.precision} needs a compressed copy of {model.name}.",
             fix=f"make one: fastsd vit quantize {model.path} --precision {config.precision}, and name its folder.",
         )
     return OpenVinoRunner(graph_of(model, output) / GRAPH, config.precision, config)
-
-
-def open_export(folder: Path, config: RunnerConfig | None = None) -> OpenVinoRunner:
-    """A runner of the folder of an OpenVINO export; UserError when a byte in it has changed."""
-    export = exports.open_export(folder)
-    return OpenVinoRunner(export.opens, export.precision, config or RunnerConfig())
 
 
 def graph_of(model: VitModel, output: Output = "logits") -> Path:
@@ -79,7 +77,7 @@ class OpenVinoRunner:
         self._core, self._graph = intel.openvino().Core(), graph
         self._device = _device(self._core, config.device)
         compute = _arithmetic(self._core, self._device, precision)
-        self.name = f"openvino {compute}" if precision in ("auto", compute) else f"openvino {precision}"
+        self.name = f"openvino {compute if precision == 'auto' else precision}"
         self.batch_size = config.batch_size
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _COMPUTE[compute]}
         if self._device == "CPU" and config.threads:
@@ -156,12 +154,15 @@ def _trace(model: VitModel, output: Output, folder: Path) -> None:
 
 
 def _arithmetic(core: Any, device: str, precision: str) -> str:
-    native = "BF16" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    if precision == "bf16" and not native:
+    """What is computed in: halves only where the processor multiplies them, for fp16 weights and integer graphs' rest."""
+    native = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in native:
         raise UserError(
             "This processor has no bfloat16 arithmetic.", fix="choose precision fp32, or an int8 export."
         )
-    return precision if precision in _COMPUTE else ("bf16" if native else "fp32")
+    if precision == "fp16":
+        return "fp16" if "FP16" in native else "fp32"
+    return precision if precision in _COMPUTE else ("bf16" if "BF16" in native else "fp32")
 
 
 def _device(core: Any, wish: str) -> str:

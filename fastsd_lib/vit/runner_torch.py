@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.vit import exports
 from fastsd_lib.vit.config import RunnerConfig
 from fastsd_lib.vit.model import VitModel, load_torch, refuse_without_memory, torch_dtype
 from fastsd_lib.vit.outputs import Output, output_module
@@ -67,7 +68,13 @@ def open_torch(model: VitModel, output: Output = "logits", config: RunnerConfig 
     """UserError for a device that is not here, a precision it does not compute with, or too little memory."""
     config = config or RunnerConfig()
     device = _device(config.device)
-    precision = config.precision
+    export = exports.of_model(model, output, "safetensors")
+    if export and export.precision == "int8w":
+        from fastsd_lib.vit.export_safetensors import load_int8
+
+        module = output_module(load_int8(model.path), output)
+        return TorchRunner(module, "int8w", torch.device("cpu"), config.batch_size)
+    precision = export.precision if export else config.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "fp32"
     if precision not in ("fp32", "bf16", "fp16"):

@@ -38,7 +38,7 @@ def load(
     if labels is not None:
         extra = {"id2label": dict(enumerate(labels)), "label2id": {one: n for n, one in enumerate(labels)}}
     try:
-        with _in_silence():
+        with in_silence():
             loaded, told = made_by.from_pretrained(
                 model.path, attn_implementation=_attention_for(made_by, attention), dtype=dtype or torch.float32,
                 use_safetensors=True, local_files_only=True, trust_remote_code=False, ignore_mismatched_sizes=True,
@@ -72,7 +72,7 @@ def _attention_for(made_by: Any, attention: str) -> str:
 
 
 @contextmanager
-def _in_silence() -> Iterator[None]:
+def in_silence() -> Iterator[None]:
     """transformers draws a bar for every model and warns of what is told here as an error."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
