@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from fastsd_lib import cli_vit_look, cli_vit_search, cli_vit_train
+from fastsd_lib import cli_vit_compress, cli_vit_look, cli_vit_search, cli_vit_train
 from fastsd_lib.cli_words import Parser
 from fastsd_lib.core.errors import UserError
 
@@ -59,7 +59,7 @@ def _parser() -> Parser:
         prog="fastsd vit", description=TEXT, epilog=NOTE, allow_abbrev=False, formatter_class=_Compact
     )
     verbs = parser.add_subparsers(metavar="VERB", parser_class=Parser)
-    for room in (cli_vit_look, cli_vit_train, cli_vit_search):
+    for room in (cli_vit_look, cli_vit_train, cli_vit_compress, cli_vit_search):
         room.add_verbs(verbs)
     for name, verb in verbs.choices.items():
         verb.set_defaults(

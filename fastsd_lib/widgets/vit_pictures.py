@@ -12,16 +12,17 @@ from fastsd_lib.widgets.vit_results import VIT_STYLES, picture_or_note
 from fastsd_lib.workflows.vit_experiment import Experiment
 from fastsd_lib.workflows.vit_pictures import save_uploads, take_pictures
 
-PER_CLASS, MOST_CLASSES = 6, 24
+PER_CLASS, MOST_CLASSES = 8, 24
 
 
 class VitPictures(style.Shown):
-    """What an experiment learns from, class by class; `source` is taken when it is shown first."""
+    """What an experiment learns from, class by class; `source` ("" = what was chosen before) is taken when it is shown."""
 
     def __init__(self, experiment: Experiment, source: str = "") -> None:
         import ipywidgets
 
         self.experiment = experiment
+        self._to_take = source.strip()
         wide = ipywidgets.Layout(flex="1 1 240px", width="auto")
         self.source = ipywidgets.Text(
             value=source, placeholder="digits, a folder, a zip, org/name", layout=wide
@@ -46,12 +47,19 @@ class VitPictures(style.Shown):
         )
         self._draw()
 
+    def show(self) -> None:
+        """Show the widget, then take what the cell asked for; UserError for what cannot be had, so that a run ends."""
+        super().show()
+        source, self._to_take = self._to_take, ""
+        if source:
+            take_pictures(self.experiment, source)
+            self._draw()
+
     def take(self, source: str | Path) -> None:
-        """Use sample data, a folder, a zip or a data set; an empty source leaves what was chosen before."""
+        """Use sample data, a folder, a zip or a data set instead; what is wrong with it is said below the field."""
         self._message.value = ""
         try:
-            if str(source).strip():
-                take_pictures(self.experiment, source)
+            take_pictures(self.experiment, source)
         except UserError as error:
             self._message.value = style.failure(error)
             return

@@ -15,12 +15,15 @@ THUMB_PX = 224
 VIT_STYLES = """<style>
 .fsd-vit-cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); }
 .fsd-vit-cards .fsd-tile img { aspect-ratio: 4 / 3; }
-.fsd-vit-cards .fsd-tile b { display: block; font-size: 12.5px; margin-top: 5px; overflow: hidden;
+.fsd-vit-cards .fsd-tile > b { display: block; font-size: 12.5px; margin-top: 5px; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; }
 .fsd-vit-score { display: grid; grid-template-columns: minmax(0, 1fr) 46px 42px; gap: 6px; align-items: center;
   font-size: 12px; }
 .fsd-vit-score span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .fsd-vit-score .fsd-bar { height: 6px; }
+.fsd-vit-inside { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr));
+  align-items: start; }
+.fsd-vit-inside > img { width: 100%; border-radius: 8px; display: block; }
 .fsd-vit-none { aspect-ratio: 4 / 3; border-radius: 8px; background: var(--fsd-soft); display: grid;
   place-items: center; font-size: 12px; padding: 8px; box-sizing: border-box; overflow: hidden; }
 .fsd-vit-group { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, 92px); margin: 4px 0 12px; }
@@ -32,19 +35,23 @@ VIT_STYLES = """<style>
 </style>"""
 
 
-def show_predictions(predictions: Iterable[Any], title: str = "Predictions", limit: int = 24) -> None:
+def show_predictions(
+    predictions: Iterable[Any], title: str = "Predictions", note: str = "", limit: int = 24
+) -> None:
     """The first `limit` predictions, each below its picture with its best labels; those not read say why."""
     held = list(predictions)
     cards = "".join(_prediction(one) for one in held[:limit])
-    rest = f"{len(held) - limit} more are in the file." if len(held) > limit else ""
-    _display(title, f'<div class="fsd-vit-cards">{cards}</div>' if cards else "No pictures yet.", rest)
+    rest = f"{len(held) - limit} more are not shown." if len(held) > limit else ""
+    body = f'<div class="fsd-vit-cards">{cards}</div>' if cards else "No pictures yet."
+    _display(title, body, " ".join(filter(None, (rest, note))))
 
 
 def show_neighbours(query: Any, neighbours: Sequence[Any], title: str = "Most alike") -> None:
     """The picture that was asked for, then its neighbours, the most alike first."""
     body = _card(query, "asked for", Path(str(query)).name)
     body += "".join(
-        _card(one.key, f"{one.score:.3f}", "/".join(Path(one.key).parts[-2:])) for one in neighbours
+        _card(one.place or one.key, f"{one.score:.3f}", "/".join(Path(one.key).parts[-2:]))
+        for one in neighbours
     )
     _display(title, f'<div class="fsd-vit-cards">{body}</div>')
 
@@ -66,13 +73,68 @@ def show_table(rows: Sequence[Mapping[str, Any]], title: str, note: str = "") ->
 
 
 def show_inside(pictures: Mapping[str, Any], title: str = "Look inside") -> None:
-    """Named pictures, one below the other, each as large as it is up to the page's width."""
+    """Pictures that say themselves what they show, side by side; wide ones take a row."""
     body = "".join(
-        f'<p class="fsd-label">{escape(name)}</p>'
-        + image_tag(picture, 1200, alt=name, style="max-width:100%;border-radius:8px;display:block")
+        image_tag(
+            picture, 1200, alt=name, style="grid-column:1/-1" if picture.width > 1.4 * picture.height else ""
+        )
         for name, picture in pictures.items()
     )
+    body = f'<div class="fsd-vit-inside">{body}</div>' if body else ""
     _display(title, body or "Nothing to see.")
+
+
+def show_curated(found: Any, title: str = "Photos for DreamBooth") -> None:
+    """Each photo of a session with the advice; None says how to get some."""
+    if found is None:
+        _display(title, "No session is named: nothing was looked at.")
+        return
+    rows = [
+        {
+            "photo": row.name,
+            "advice": row.verdict,
+            "score": row.score,
+            "blur": row.blur,
+            "why": "; ".join(row.reasons),
+        }
+        for row in found.rows
+    ]
+    from fastsd_lib.workflows.curation import curation_sheet
+
+    sheet = image_tag(
+        curation_sheet(found), 1200, alt=title, style="max-width:100%;border-radius:8px;display:block"
+    )
+    notes = "".join(f'<div class="fsd-help">{escape(note)}</div>' for note in found.notes)
+    _display(title, sheet + table(rows) + notes, "Nothing was moved or deleted.")
+
+
+def show_report(folder: Path, title: str = "Report") -> None:
+    """The report of an evaluation: its first figures, confusion, calibration, the worst mistakes."""
+    from fastsd_lib.core.files import read_json
+
+    told = read_json(folder / "report.json")
+    low, high = told["accuracy_95"]
+    after = told["calibration"]["after"]["ece"]
+    facts = {
+        "Right": f"{told['accuracy']:.2%}",
+        "95 % interval": f"{low:.1%} to {high:.1%}",
+        "Pictures": f"{told['images']} of {told['split']}",
+        "Calibration error": f"{after:.3f}",
+    }
+    boxes = "".join(
+        f"<div><small>{name}</small><strong>{escape(value)}</strong></div>" for name, value in facts.items()
+    )
+    pictures = "".join(
+        image_tag(
+            folder / f"{name}.png", 1200, alt=name, style="max-width:100%;border-radius:8px;display:block"
+        )
+        for name in ("confusion", "reliability", "worst")
+    )
+    _display(
+        title,
+        f'<div class="fsd-facts">{boxes}</div>{pictures}',
+        f"The whole report: {folder / 'report.html'}",
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,17 @@ from fastsd_lib.workflows.vit_experiment import Experiment
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fastsd_lib.vit.exports import Export
     from fastsd_lib.vit.image_search import Neighbour
     from fastsd_lib.vit.index import Index
     from fastsd_lib.vit.predictions import Prediction
     from fastsd_lib.vit.trainer import TrainedVit
     from fastsd_lib.vit.vector_store import VectorStore
+    from fastsd_lib.workflows.curation import Curation
 
+HASHED_PX = (
+    64  # perceptual hashes look at 32 pixels: of icons that small, all with one outline would be the same
+)
 SHOWN = 12  # held-out pictures that are tried, groups that are shown
 
 
@@ -120,7 +126,9 @@ def search(experiment: Experiment, picture: str = "", k: int = 11) -> tuple[Path
 
 def duplicates(experiment: Experiment, report: Report = silent) -> dict[str, list[str]]:
     """Pictures that are nearly the same, by group, the largest first."""
-    groups = vit.duplicates(_vectors(experiment), report=report)[:SHOWN]
+    store = _vectors(experiment)
+    ways = ("bytes", "phash", "embedding") if _side_px(store) >= HASHED_PX else ("bytes", "embedding")
+    groups = vit.duplicates(store, ways, report)[:SHOWN]
     return {
         f"{number} · alike by {', '.join(group.ways)}": _files(group.places, group.keys)
         for number, group in enumerate(groups, 1)
@@ -144,12 +152,52 @@ def clusters(experiment: Experiment, count: int = 0, report: Report = silent) ->
     }
 
 
+def export(experiment: Experiment, format: str, precision: str, report: Report = silent) -> Export:
+    """The model for other programs, in exports/FORMAT-PRECISION."""
+    report(ProgressEvent(f"export to {format}", 0, 1))
+    made = vit.export(experiment.model, format, precision, experiment.exports / f"{format}-{precision}")
+    report(ProgressEvent(f"export to {format}", 1, 1))
+    return made
+
+
+def told_of_export(made: Export) -> dict[str, Any]:
+    facts = {
+        "open this": made.opens,
+        "format": f"{made.format} {made.precision}",
+        "size": f"{made.size_mib:.2f} MiB",
+    }
+    return {**facts, "checked": made.checked, **({"note": made.note} if made.note else {})}
+
+
+def curate(root: Path, session_name: str, report: Report = silent) -> Curation | None:
+    """What is to be said of the photos of a DreamBooth session; None where none is named."""
+    if not session_name.strip():
+        return None
+    from fastsd_lib.workflows import curation, dreambooth
+
+    session = dreambooth.open_session(session_name.strip(), root, create_if_missing=False)
+    found = curation.curate(session, report=report)
+    curation.save(found)
+    return found
+
+
 def _vectors(experiment: Experiment) -> VectorStore:
     """Those that step 9 made."""
     from fastsd_lib.vit.vector_store import VectorStore
 
     made = sorted(path for path in experiment.embeddings.glob("*") if path.is_dir())
     return VectorStore.open(made[0]) if made else embed(experiment)
+
+
+def _side_px(store: VectorStore) -> int:
+    """The shorter side of a picture of the collection; 0 where none can be read."""
+    from PIL import Image
+
+    for row in range(min(len(store), SHOWN)):
+        if place := store.place(row):
+            with suppress(OSError), Image.open(place) as picture:
+                return min(picture.size)
+    return 0
 
 
 def _files(places: Sequence[Path | None], keys: Sequence[str]) -> list[str]:

@@ -1,0 +1,68 @@
+"""`fastsd vit export|curate`: a model for other programs; a model as a judge of DreamBooth's photos."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fastsd_lib.cli_vit_look import add_model
+from fastsd_lib.cli_words import add_root, command, console_progress, opened, show
+
+FORMATS = ("onnx", "openvino", "safetensors", "tensorflow", "tflite", "coreml", "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8w", "int4w")
+
+
+def add_verbs(verbs: Any) -> None:
+    parser = command(verbs, "export", _export, "a model for other programs: ONNX, OpenVINO, Core ML ...")
+    add_model(parser)
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", metavar="|".join(FORMATS), help="default: onnx"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", metavar="|".join(PRECISIONS), help="default: fp32"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORMAT-PRECISION, here")
+
+    parser = command(verbs, "curate", _curate, "which photos of a DreamBooth session teach the subject")
+    parser.add_argument("name", metavar="SESSION")
+    parser.add_argument(
+        "--class-images",
+        type=Path,
+        metavar="DIR",
+        help="others of the class (default: the session's class_images)",
+    )
+    add_model(parser, usual="the embedded one, or colours and edges where these tell more")
+    add_root(parser)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.workflows import vit
+
+    made = vit.export(options.model, options.format, options.precision, options.out)
+    value = {
+        "path": str(made.path), "opens": str(made.opens), "format": made.format, "precision": made.precision,
+        "size_mib": made.size_mib, "checked": made.checked, "runs_here": made.runs_here, "note": made.note,
+        "max_abs_logit_error": made.max_abs_logit_error,
+    }  # fmt: skip
+    lines = [
+        f"{made.opens} ({made.format} {made.precision}, {made.size_mib:.2f} MiB)",
+        f"Checked: {made.checked}",
+    ]
+    show(options, value, [*lines, *filter(None, [made.note])])
+    return 0
+
+
+def _curate(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.workflows import curation
+
+    found = curation.curate(opened(options), options.class_images, options.model, console_progress(options))
+    sheet, table = curation.save(found)
+    value = {
+        "photos": [dataclasses.asdict(row) for row in found.rows], "advised_to_drop": list(found.advised),
+        "separation": found.separation, "way": found.way, "sheet": str(sheet), "table": str(table),
+        "notes": list(found.notes),
+    }  # fmt: skip
+    show(options, value, [*found.lines(), f"Sheet: {sheet}", "Nothing was moved or deleted."])
+    return 0
