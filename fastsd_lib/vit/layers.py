@@ -23,12 +23,16 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Full names of the blocks, first to last: members of the innermost lists of modules (Swin has lists of lists)."""
+    """Full names of the blocks, first to last: members of the innermost lists of modules (Swin has lists of lists).
+
+    A list of different things, such as ConvNeXt's steps between its stages, is none of blocks.
+    """
     lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
     inner = [
         (name, part)
         for name, part in lists
-        if len(part) and not any(isinstance(one, nn.ModuleList) for one in part.modules() if one is not part)
+        if len({type(one) for one in part}) == 1
+        and not any(isinstance(one, nn.ModuleList) for one in part.modules() if one is not part)
     ]
     return [f"{name}.{number}" for name, part in inner for number in range(len(part))]
 
