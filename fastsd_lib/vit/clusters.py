@@ -5,6 +5,7 @@ Vectors are brought to length 1 first, so that only their direction counts.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -86,17 +87,17 @@ def clusters(
         )
     judged = random.choice(len(unit), min(_JUDGED_BY, len(unit)), replace=False)
 
-    tried: dict[int, float] = {}
     counts = [count] if count or way == "hdbscan" else list(range(2, min(20, len(unit) - 1) + 1))
-    best: tuple[float, np.ndarray] | None = None
-    for number, one in enumerate(counts):
-        on_progress(ProgressEvent("clusters", number, len(counts)))
-        labels = _WAYS[way](unit, one, least, seed)
-        tried[one] = _silhouette(unit[judged], labels[judged])
-        if best is None or tried[one] > best[0]:
-            best = (tried[one], labels)
+    tried: dict[int, float] = {}
+    labels = np.zeros(len(unit), int)
+    with tempfile.TemporaryDirectory(prefix="fastsd-clusters-") as memory:
+        for number, one in enumerate(counts):
+            on_progress(ProgressEvent("clusters", number, len(counts)))
+            made = _WAYS[way](unit, one, least or max(5, len(unit) // 100), seed, memory)
+            tried[one] = _silhouette(unit[judged], made[judged])
+            if one == max(tried, key=lambda other: np.nan_to_num(tried[other], nan=-2)):
+                labels, silhouette = made, tried[one]
     on_progress(ProgressEvent("clusters", len(counts), len(counts)))
-    silhouette, labels = best
     centres = _centres(unit, labels)
     if len(learnt) < len(store):
         labels = np.concatenate([_nearest_centre(block, centres) for _, block in _unit_blocks(vectors)])
@@ -111,22 +112,22 @@ def clusters(
     )
 
 
-def _kmeans(unit: np.ndarray, count: int, least: int, seed: int) -> np.ndarray:
+def _kmeans(unit: np.ndarray, count: int, least: int, seed: int, memory: str) -> np.ndarray:
     from sklearn.cluster import KMeans
 
     return KMeans(count, n_init=4, random_state=seed).fit(unit).labels_
 
 
-def _agglomerative(unit: np.ndarray, count: int, least: int, seed: int) -> np.ndarray:
+def _agglomerative(unit: np.ndarray, count: int, least: int, seed: int, memory: str) -> np.ndarray:
+    """Ward's; the tree is made once and kept in the folder `memory`, each count only cuts it elsewhere."""
     from sklearn.cluster import AgglomerativeClustering
 
-    return AgglomerativeClustering(count, linkage="ward").fit(unit).labels_
+    return AgglomerativeClustering(count, memory=memory, compute_full_tree=True).fit(unit).labels_
 
 
-def _hdbscan(unit: np.ndarray, count: int, least: int, seed: int) -> np.ndarray:
+def _hdbscan(unit: np.ndarray, count: int, least: int, seed: int, memory: str) -> np.ndarray:
     from sklearn.cluster import HDBSCAN
 
-    least = least or max(5, len(unit) // 100)
     reduced = principal_axes(unit, min(_REDUCED_TO, *unit.shape))[0]
     return HDBSCAN(min_cluster_size=min(max(2, least), len(unit)), copy=True).fit(reduced).labels_
 

@@ -62,7 +62,7 @@ class Detector:
 def fit_detector(
     normal: np.ndarray, way: Way = "knn", *, false_alarms: float = 0.05, k: int = 5, seed: int = 0
 ) -> Detector:
-    """Learn what is normal from (N, D) vectors, and the threshold from a fifth of them that is not learnt from.
+    """Learn what is normal from (N, D) vectors, and the threshold from a fifth or more of them, not learnt from.
 
     With n held out the threshold is their ceil((n + 1)(1 - false_alarms))-th score: of further normal pictures no more
     than `false_alarms` are expected beyond it (split conformal prediction, Vovk et al. 2005). UserError with too few.
@@ -71,7 +71,8 @@ def fit_detector(
         raise UserError(
             f"A share of {false_alarms} false alarms means nothing.", fix="give one between 0 and 1, as 0.05."
         )
-    least = max(10, math.ceil(_FOLDS * (1 / false_alarms - 1)))
+    needed = math.ceil(1 / false_alarms - 1)  # fewer could not tell so small a share
+    least = max(10, 2 * needed)
     normal = check_queries(normal, np.shape(normal)[-1])
     if len(normal) < least:
         raise UserError(
@@ -79,7 +80,7 @@ def fit_detector(
             fix=f"give {least} or more.",
         )
     order = np.random.default_rng(seed).permutation(len(normal))
-    held = order[: math.ceil(len(normal) / _FOLDS)]
+    held = order[: max(needed, math.ceil(len(normal) / _FOLDS))]
     model = _model(way, normal[np.sort(order[len(held) :])], k, seed)
     scores = np.sort(model.scores(normal[held]))
     rank = math.ceil((len(held) + 1) * (1 - false_alarms))

@@ -22,6 +22,13 @@ from fastsd_lib.vit.embed import PART_ROWS, Embedder, Plan
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.vector_store import Maker, VectorStore, check_dtype
 
+#: For Ray's own processes: no reports about its use, patience with a busy machine, no lines about what it does inside.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
 
 def embed_with_ray(
     model: VitModel,
@@ -110,12 +117,12 @@ def _need_ray() -> None:
 @contextmanager
 def _cluster(address: str | None, cpus: int) -> Iterator[Any]:
     """ray, connected; a cluster that was started here ends here. Nothing is reported to anyone about its use."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     import ray
     import ray.data
 
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that the bars are off, as we want them
     ray.data.DataContext.get_current().enable_progress_bars = False
     if ray.is_initialized():
         yield ray
@@ -132,7 +139,9 @@ def _cluster(address: str | None, cpus: int) -> Iterator[Any]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # Ray raises nearly anything here, a bare Exception where a machine is too busy
         raise UserError(
             f"No Ray cluster answers: {error}.", fix="check the address, or start one: ray start --head."
         ) from None
