@@ -48,7 +48,6 @@ class Recipe:
 
     calibration: np.ndarray | None = None  # (N, 3, H, W) float32, as the model's transform makes them
     kept: tuple[str, ...] = ()  # modules of the torch model that stay in high precision
-    int4_share: float = 1.0  # of the weights; the others are int8
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ def export(
     out: Path,
     *,
     recipe: Recipe | None = None,
-    asked: str = "",
     note: str = "",
 ) -> Export:
     """Write `model` as `format` into the folder `out`, whole or not at all, and check what was written.
@@ -109,9 +107,7 @@ def export(
     with whole_folder(out, ours=lambda folder: (folder / MANIFEST).is_file()) as folder:
         written = write(model, precision, folder, recipe)
         _copy_configs(model, folder)
-        write_json(
-            folder / MANIFEST, _manifest(model, format, precision, folder, written, recipe, asked, note)
-        )
+        write_json(folder / MANIFEST, _manifest(model, format, precision, folder, written, recipe, note))
         if format in BACKEND_OF:
             from fastsd_lib.vit import parity
 
@@ -184,6 +180,13 @@ def set_measured(path: Path, row: Mapping[str, Any]) -> None:
     _amend(path, measured=dict(row))
 
 
+def set_note(path: Path, *, asked: str, note: str) -> Export:
+    """Say in export.json that another precision was asked for, and why this one is there."""
+    before = open_export(path, check_files=False).note
+    _amend(path, asked=asked, note=" ".join(filter(None, (note, before))))
+    return open_export(path, check_files=False)
+
+
 def files_in(folder: Path) -> dict[str, list]:
     """Name (with / between folders) -> [bytes, SHA-256], export.json apart."""
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
@@ -219,7 +222,6 @@ def _manifest(
     folder: Path,
     written: Written,
     recipe: Recipe,
-    asked: str,
     note: str,
 ) -> dict[str, Any]:
     preprocessor = folder / "preprocessor_config.json"
@@ -228,7 +230,7 @@ def _manifest(
         "made_by": MADE_BY,
         "format": format,
         "precision": precision,
-        "asked": asked or precision,
+        "asked": precision,
         "opens": written.opens,
         "source": model.name,
         "source_sha256": source_sha256(model),
