@@ -144,7 +144,7 @@ def tiles_of_tiles(
 def curves_card(scores: Mapping[str, Faithfulness], title: str) -> Image.Image:
     """Probability while the hottest places vanish (left) and appear (right), a curve for each map."""
     side, gap, font = 300, 70, _font(14)
-    page = Image.new("RGB", (2 * side + gap + 60, side + 60 + 24 * (len(scores) + 1)), PAPER)
+    page = Image.new("RGB", (2 * side + gap + 60, side + 52 + 24 * len(scores)), PAPER)
     draw = ImageDraw.Draw(page)
     panels = (
         ("deleted: should fall at once", "deletion_curve"),
@@ -166,13 +166,15 @@ def curves_card(scores: Mapping[str, Faithfulness], title: str) -> Image.Image:
     y = side + 48
     for colour, (name, score) in zip(_CURVES, scores.items(), strict=False):
         draw.line((44, y + 8, 72, y + 8), colour, 4)
-        verdict = "better than random" if score.better_than_random else "NOT better than random"
-        deleted = f"{score.deletion:.2f} ({score.random_deletion:.2f})"
-        inserted = f"{score.insertion:.2f} ({score.random_insertion:.2f})"
-        words = f"{name}: {deleted}, {inserted}, {verdict}"
+        words = (
+            f"{name}: deleted {score.deletion:.2f} (random {score.random_deletion:.2f}), "
+            f"inserted {score.insertion:.2f} (random {score.random_insertion:.2f})"
+        )
         draw.text((82, y), words, INK, font)
         y += 24
-    return card(page, title, "mean probability, in brackets that of random maps")
+    blank = next(iter(scores.values())).insertion_curve[0]
+    note = "mean probability while places vanish or appear, and that of random maps"
+    return card(page, title, f"{note}; of a picture without any place the model says {blank:.0%}")
 
 
 def _tile(scaled: np.ndarray, size: tuple[int, int]) -> Image.Image:

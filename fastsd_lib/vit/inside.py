@@ -143,16 +143,24 @@ class Inside:
     def seen(self, image: Image.Image, side_px: int = 448) -> Image.Image:
         """What the model sees of `image`, its long side `side_px`: maps lie on this picture from edge to edge."""
         geometry, picture = self.transform.geometry, rgb(image)
-        if (
-            geometry.pad or geometry.resize != geometry.size
-        ):  # else it is squashed whole: shown in its own proportions
-            times = side_px / max(geometry.size)
-            finer = replace(
-                geometry, size=_times(geometry.size, times), resize=_times(geometry.resize, times)
-            )
+        height, width = geometry.size
+        if geometry.pad:
+            finer = replace(geometry, size=_times(geometry.size, side_px / max(geometry.size)))
             return replace(self.transform, geometry=finer).seen(picture)
-        width, height = _times(picture.size, side_px / max(picture.size))
-        return picture.resize((width, height), Image.Resampling.LANCZOS)
+        if geometry.resize == geometry.size:  # squashed as a whole: shown in its own proportions
+            return picture.resize(_times(picture.size, side_px / max(picture.size)), Image.Resampling.LANCZOS)
+        wide, high = geometry.resized(*picture.size)
+        across, down = (
+            picture.width / wide,
+            picture.height / high,
+        )  # of the picture's pixels in one of the model's
+        left, top = (wide - width) // 2, (high - height) // 2
+        box = (max(0, left * across), max(0, top * down), (left + width) * across, (top + height) * down)
+        return picture.resize(
+            _times((width, height), side_px / max(width, height)),
+            Image.Resampling.LANCZOS,
+            (*box[:2], min(box[2], picture.width), min(box[3], picture.height)),
+        )
 
 
 def as_picture(what: Any) -> Image.Image:
@@ -171,8 +179,5 @@ def as_picture(what: Any) -> Image.Image:
     return rgb(source if isinstance(source, Image.Image) else picture_of(source))
 
 
-def _times(sides: Any, factor: float) -> Any:
-    """A side, or two, or None, `factor` times as long."""
-    if isinstance(sides, tuple):
-        return tuple(max(1, round(side * factor)) for side in sides)
-    return sides if sides is None else max(1, round(sides * factor))
+def _times(sides: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor))

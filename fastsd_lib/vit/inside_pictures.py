@@ -120,9 +120,9 @@ def _patches(look: _Look) -> Image.Image:
     inside, (down, across) = look.inside, look.inside.grid
     height, width = inside.patch_px
     tokens = f"{down * across} patches of {width}x{height} pixels"
-    more = f" + {inside.prefix} more token{'s' if inside.prefix > 1 else ''}" if inside.prefix else ""
+    others = {0: "", 1: " and a class token"}.get(inside.prefix, f" and {inside.prefix} other tokens")
     size = f"the model sees {inside.transform.size[1]}x{inside.transform.size[0]} pixels"
-    return cards.card(cards.with_grid(look.seen, (down, across)), "Patches", f"{size}: {tokens}{more}")
+    return cards.card(cards.with_grid(look.seen, (down, across)), "Patches", f"{size}: {tokens}{others}")
 
 
 def _positions(look: _Look) -> Image.Image:

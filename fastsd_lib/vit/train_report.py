@@ -58,9 +58,11 @@ def write_about(
         f"{split}_right": found.right,
         f"{split}_accuracy": round(found.accuracy, 6),
     }
-    calibration_file.write_facts(
-        model_folder, temperature=round(found.calibration.temperature, 6), figures=figures
-    )
+    calibration = found.calibration
+    temperature = (
+        round(calibration.temperature, 6) if calibration.fitted else None
+    )  # too few pictures: not known
+    calibration_file.write_facts(model_folder, temperature=temperature, figures=figures)
     page = write_report(found, out / REPORT, {"data": images.path.name, "judged on": f"{split} pictures"})
     recipe = {**asdict(config), "data": images.path.name}
     write_model_card(
