@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -77,23 +77,33 @@ class Classifier:
             what, self.transform, augment=self.config.augment, readers=self.config.readers,
             recursive=self.config.recursive, ahead=self._ahead(),
         )  # fmt: skip
-        progress = _Progress(on_progress, count_of(what, recursive=self.config.recursive))
+        total = count_of(what, recursive=self.config.recursive)
+        progress = _Progress(on_progress, total)
+        views = None if total is None else total * VIEWS[self.config.augment]
+        size = _even_batch(views, self.runner.batch_size)
+        send = self.runner.submit if views != 1 else self._with_all_processors
         flying: deque[_Batch] = deque()
         batch = _Batch()
         try:
             for read in reading:
                 batch.add(read)
-                if batch.is_full(self.runner.batch_size):
-                    flying.append(batch.sent_to(self.runner))
+                if batch.is_full(size):
+                    flying.append(batch.sent(send))
                     batch = _Batch()
                 while len(flying) > IN_FLIGHT:
                     yield from progress.told(flying.popleft().answers())
-            flying.append(batch.sent_to(self.runner))
+            flying.append(batch.sent(send))
             while flying:
                 yield from progress.told(flying.popleft().answers())
             progress.end()
         finally:
             reading.close()
+
+    def _with_all_processors(self, pixels: np.ndarray) -> Future[np.ndarray]:
+        """A single picture has no neighbour to share the machine with, so it need not wait in line."""
+        answer: Future[np.ndarray] = Future()
+        answer.set_result(self.runner.run(pixels))
+        return answer
 
     def _ahead(self) -> int:
         """Pictures that are read in advance: enough for the next batches, however long one picture takes."""
@@ -118,10 +128,10 @@ class _Batch:
             self.views >= batch_size or len(self._reads) >= 4 * batch_size
         )  # many bad ones wait for nothing
 
-    def sent_to(self, runner: Runner) -> _Batch:
+    def sent(self, send: Callable[[np.ndarray], Future[np.ndarray]]) -> _Batch:
         pixels = [read.views for read in self._reads if read.views is not None]
         if pixels:
-            self._answer = runner.submit(np.concatenate(pixels))
+            self._answer = send(np.concatenate(pixels))
         return self
 
     def answers(self) -> Iterator[tuple[Item, np.ndarray | str]]:
@@ -167,12 +177,24 @@ class _Progress:
         self._report(ProgressEvent(TASK, self._done, total, facts))
 
 
+def _even_batch(views: int | None, most: int) -> int:
+    """Batches of one size in an even number, so that those who compute two at once end together."""
+    if not views:
+        return most
+    pairs = -(-views // (2 * most))
+    return -(-views // (2 * pairs))
+
+
 def _check(config: ClassifyConfig) -> None:
     if config.top_k < 1:
         raise UserError(f"top_k is {config.top_k}: no class would be told.", fix="take 1 or more.")
     if not 0 <= config.threshold <= 1:
         raise UserError(
             f"The threshold is {config.threshold:g}, but probabilities lie in 0 to 1.", fix="take 0.5, say."
+        )
+    if config.readers < 0:
+        raise UserError(
+            f"readers is {config.readers}.", fix="take 0 (by the machine) or a number of threads."
         )
     if config.augment not in VIEWS:
         raise UserError(

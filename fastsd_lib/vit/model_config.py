@@ -10,10 +10,12 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.text import escaped
+from fastsd_lib.vit.calibration_file import NAME as FACTS
 from fastsd_lib.vit.config import CONFIG, PROCESSOR
 
 CLASSIFIER = re.compile(r"[A-Za-z0-9]+ForImageClassification(WithTeacher)?")
-_GENERIC = re.compile(r"LABEL_\d+|\d+")
+_GENERIC = re.compile(r"LABEL_\d+")
+_NUMBER = re.compile(r"\d+")
 _MAX_BYTES = 16 << 20  # ImageNet-21k's names take one
 
 
@@ -59,8 +61,17 @@ def read(folder: Path, name: str, *, classifier: bool = True) -> ModelConfig:
         kind=kind,
         architecture=architecture or kind,
         labels=labels,
-        generic_labels=bool(labels) and all(_GENERIC.fullmatch(label) for label in labels),
+        generic_labels=_are_generic(labels, folder),
         multi_label=raw.get("problem_type") == "multi_label_classification",
+    )
+
+
+def _are_generic(labels: tuple[str, ...], folder: Path) -> bool:
+    """Plain numbers, too, unless the model was trained here: then somebody has named their classes so."""
+    numbers_mean_nothing = not (folder / FACTS).is_file()
+    return bool(labels) and (
+        all(_GENERIC.fullmatch(label) for label in labels)
+        or (numbers_mean_nothing and all(_NUMBER.fullmatch(label) for label in labels))
     )
 
 

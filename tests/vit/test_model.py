@@ -101,6 +101,10 @@ def test_generic_labels_are_noticed_and_told(folder):
     )
     change(folder, id2label=None, num_labels=3)
     assert open_model(folder).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    change(folder, id2label={"0": "7", "1": "8", "2": "9"})
+    assert open_model(folder).generic_labels
+    write_facts(folder, recipe={"epochs": 3})  # trained here: the digits are the user's own names
+    assert not open_model(folder).generic_labels and open_model(folder).notes == ()
 
 
 def test_what_fastsd_knows_of_a_model_stands_in_a_file_beside_it(folder):
@@ -348,7 +352,9 @@ def hub(made, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
     with served(tmp_path / "hub") as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"  # made of the endpoint when the library is imported
+        template = (
+            "/{repo_id}/resolve/{revision}/{filename}"  # made of the endpoint when the library is imported
+        )
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
         yield hub
 
