@@ -1,4 +1,4 @@
-"""`fastsd vit export|curate`: a model for other programs; a model as a judge of DreamBooth's photos."""
+"""`fastsd vit export|quantize|curate`: a model for other programs, smaller ones, and one as a judge of photos."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fastsd_lib.cli_fields import add_fields
 from fastsd_lib.cli_vit_look import add_model
+from fastsd_lib.cli_vit_train import SPLIT_FIELDS, split_of
 from fastsd_lib.cli_words import add_root, command, console_progress, opened, show
+from fastsd_lib.vit.train_config import VitTrainConfig
+from fastsd_lib.workflows.vit_compress import KINDS
 
 FORMATS = ("onnx", "openvino", "safetensors", "tensorflow", "tflite", "coreml", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8w", "int4w")
@@ -24,6 +28,26 @@ def add_verbs(verbs: Any) -> None:
         "--precision", choices=PRECISIONS, default="fp32", metavar="|".join(PRECISIONS), help="default: fp32"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: exports/FORMAT-PRECISION, here")
+
+    parser = command(verbs, "quantize", _quantize, "smaller, faster models, measured on your own pictures")
+    parser.add_argument(
+        "data", metavar="FOLDER", help="one folder for each class, or pictures without classes"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--kinds", default=",".join(KINDS), metavar="LIST",
+        help=f"FORMAT:PRECISION, several by commas (default: {', '.join(KINDS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("compressed"), metavar="DIR", help="default: compressed"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=1000, metavar="N", help="pictures at most; default: 1000"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="X", help="of each measurement; default: 1"
+    )
+    add_fields(parser, VitTrainConfig, only=SPLIT_FIELDS)
 
     parser = command(verbs, "curate", _curate, "which photos of a DreamBooth session teach the subject")
     parser.add_argument("name", metavar="SESSION")
@@ -51,6 +75,20 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         f"Checked: {made.checked}",
     ]
     show(options, value, [*lines, *filter(None, [made.note])])
+    return 0
+
+
+def _quantize(options: argparse.Namespace, rest: list[str]) -> int:
+    split = split_of(options)
+    from fastsd_lib.workflows import vit
+
+    kinds = [kind.strip() for kind in options.kinds.split(",") if kind.strip()]
+    table = vit.quantize(
+        options.data, options.model, kinds, options.out, console_progress(options), limit=options.limit,
+        seconds=options.seconds, **split,
+    )  # fmt: skip
+    lines = [table.markdown().rstrip(), "", f"The models: {options.out / 'exports'}"]
+    show(options, table.as_json(), lines)
     return 0
 
 

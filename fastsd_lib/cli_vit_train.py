@@ -132,16 +132,27 @@ def _probe(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    runner = config_of(options, RunnerConfig)
+def split_of(options: argparse.Namespace) -> dict[str, Any]:
+    """How a folder is split, checked as the settings of a training are."""
     how = config_of(
         argparse.Namespace(**{name: getattr(options, name) for name in SPLIT_FIELDS}), VitTrainConfig
     )
+    return {
+        "validation": how.validation,
+        "test": how.test,
+        "seed": how.seed,
+        "group_by": how.group_by or None,
+    }
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    runner = config_of(options, RunnerConfig)
+    split = split_of(options)
     from fastsd_lib.workflows import vit
 
     made = vit.evaluate(
         options.data, options.model, options.split, options.out, runner, console_progress(options),
-        validation=how.validation, test=how.test, seed=how.seed, group_by=how.group_by or None,
+        **split,
     )  # fmt: skip
     lines = [f"{name}: {value}" for name, value in vit.headline(made)]
     show(

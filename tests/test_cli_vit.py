@@ -17,6 +17,7 @@ from vit.tiny_vit import make_vit, photos
 
 from fastsd_lib import cli, cli_vit
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.workflows import dreambooth
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +218,39 @@ def test_train_evaluate_probe_and_distil(tmp_path, pictures, capsys):
         )
     )
     assert len(rows) == 2 and all(row["images"] == 20 for row in rows)
+    table = json.loads(
+        said(capsys, "quantize", pictures, "--model", run, "--kinds", "safetensors:fp32,onnx:int8w", "--seconds", "0.05",
+             "--out", tmp_path / "small", "--json")
+    )  # fmt: skip
+    assert [row["kind"] for row in table["rows"]] == ["safetensors:fp32", "onnx:int8w"]
+    assert (tmp_path / "small" / "table.md").is_file() and table["rows"][0]["images_per_s_b1"] > 0
+    assert "no kind 'onnx'" in refused("quantize", pictures, "--model", run, "--kinds", "onnx")
     words = ["distil", pictures, "--teacher", run, "--out", tmp_path / "student", "max_steps=2", *TINY]
     assert json.loads(said(capsys, *words, "--json"))["steps"] == 2
     assert "teacher:" in (tmp_path / "student" / "recipe.yaml").read_text()
+
+
+def test_export_writes_what_other_programs_open_and_says_how_it_was_checked(tmp_path, model, capsys):
+    out = tmp_path / "onnx"
+    made = json.loads(said(capsys, "export", "--model", model, "--out", out, "--json"))
+    assert Path(made["opens"]).suffix == ".onnx" and made["max_abs_logit_error"] < 1e-3 and made["runs_here"]
+    (picture,) = photos(tmp_path, 1, sizes=[(64, 48)])
+    (ours,) = json.loads(said(capsys, "classify", picture, "--model", model, "--precision", "fp32", "--json"))
+    (theirs,) = json.loads(said(capsys, "classify", picture, "--model", out, "--json"))
+    assert theirs["labels"] == ours["labels"] and theirs["scores"] == pytest.approx(ours["scores"], abs=1e-3)
+    assert "no 'onxx'" in refused("export", "--model", model, "--format", "onxx")
+
+
+def test_curate_judges_the_photos_of_a_session_and_moves_nothing(tmp_path, capsys):
+    session = dreambooth.open_session("subject", tmp_path)
+    dreambooth.add_photos(session, photos(tmp_path / "photos", 4, sizes=[(320, 320)]))
+    before = sorted(path.name for path in session.instance_images.iterdir())
+    photos(tmp_path / "others", 12, sizes=[(200, 180), (180, 200)])
+    words = ["curate", "subject", "--root", tmp_path, "--class-images", tmp_path / "others"]
+    found = json.loads(said(capsys, *words, "--json"))
+    assert {row["name"] for row in found["photos"]} == set(before) and Path(found["sheet"]).is_file()
+    assert sorted(path.name for path in session.instance_images.iterdir()) == before
+    assert "No session 'nobody'" in refused("curate", "nobody", "--root", tmp_path)
 
 
 def test_sample_data_are_pictures_in_folders(tmp_path, capsys):

@@ -18,7 +18,7 @@ from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import ClassifyConfig, RunnerConfig
 from fastsd_lib.webui.vit_server.config import ServeConfig
-from fastsd_lib.workflows.vit_compress import export
+from fastsd_lib.workflows.vit_compress import export, quantize
 from fastsd_lib.workflows.vit_model import EMBEDDED, open_model
 from fastsd_lib.workflows.vit_pictures import sample_data
 from fastsd_lib.workflows.vit_search import clusters, duplicates, embed, index, outliers, search
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [  # what scripts may call: `from fastsd_lib.workflows import vit`
     "classify", "clusters", "duplicates", "embed", "evaluate", "explain", "export", "headline", "index", "open_model",
-    "outliers", "probe", "sample_data", "search", "serve", "train", "write_predictions",
+    "outliers", "probe", "quantize", "sample_data", "search", "serve", "train", "write_predictions",
 ]  # fmt: skip
 
 

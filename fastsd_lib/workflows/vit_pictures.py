@@ -77,7 +77,10 @@ def save_uploads(experiment: Experiment, uploads: Iterable[tuple[str, bytes]], l
                 packed.write_bytes(content)
                 unpack_pictures(packed, folder)
         elif problem := name_problem(label):
-            raise UserError(f"These pictures have no class: {problem}.", fix="type what is seen on them.")
+            raise UserError(
+                f"The uploads' class cannot be called {escaped(label[:60])!r}: {problem}.",
+                fix="type what is seen on them.",
+            )
         else:
             with atomic_path(folder / label / plain) as picture:
                 picture.write_bytes(content)

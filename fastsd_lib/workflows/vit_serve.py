@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.environment import tokens
+from fastsd_lib.environment import hosts, tokens
 from fastsd_lib.vit.config import RunnerConfig
 from fastsd_lib.webui.vit_server.config import ServeConfig
 from fastsd_lib.workflows import vit, webui_launch
@@ -60,10 +60,13 @@ def launch(
         str(config.model),
         tunnels=config.tunnels,
         ssh_host=config.ssh_host,
-        i_have_paid_compute_units=config.i_have_paid_compute_units,
     )
-    webui_launch.check_terms(asked)
     order = webui_launch.tunnel_order(asked, tunnel_config)
+    if order and hosts.which() == "colab" and not config.i_have_paid_compute_units:
+        raise UserError(
+            webui_launch.COLAB_NOTICE,
+            fix="if you have paid compute units, tick i_have_paid_compute_units; if not, leave tunnels at none.",
+        )
     if config.tunnels.strip() not in ("", "none") and not order:
         raise UserError(
             "`auto` finds no public address for this machine.", fix="name a route, such as gradio."

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_lib.core.files import fingerprint
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.vit.config import ClassifyConfig, Features
+from fastsd_lib.vit.config import ClassifyConfig
 from fastsd_lib.vit.train_config import VitTrainConfig
-from fastsd_lib.workflows import vit
+from fastsd_lib.workflows import vit, vit_compress
 from fastsd_lib.workflows.vit_experiment import Experiment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastsd_lib.vit.exports import Export
-    from fastsd_lib.vit.image_search import Neighbour
-    from fastsd_lib.vit.index import Index
     from fastsd_lib.vit.predictions import Prediction
     from fastsd_lib.vit.trainer import TrainedVit
-    from fastsd_lib.vit.vector_store import VectorStore
     from fastsd_lib.workflows.curation import Curation
 
-HASHED_PX = (
     64  # perceptual hashes look at 32 pixels: of icons that small, all with one outline would be the same
 )
 SHOWN = 12  # held-out pictures that are tried, groups that are shown
@@ -98,58 +91,25 @@ def explain(
     return vit.explain(asked, experiment.model, chosen, target.strip() or None, experiment.inside, report)
 
 
-def embed(experiment: Experiment, features: Features | None = None, report: Report = silent) -> VectorStore:
-    """Vectors of all pictures of the experiment; those of an earlier model, or of other features, are replaced."""
-    from fastsd_lib.vit.embed import weights_of
-
-    features = features or Features()
-    model = vit.open_model(experiment.model)
-    mark = fingerprint([weights_of(model), dataclasses.asdict(features)])[:12]
-    for other in experiment.embeddings.glob("*"):
-        if other.name != mark:
-            shutil.rmtree(other, ignore_errors=True)
-    return vit.embed(experiment.pictures, experiment.embeddings / mark, model, features, report=report)
-
-
-def build_index(experiment: Experiment, features: Features | None = None, report: Report = silent) -> Index:
-    """An index over all pictures, in index/."""
-    return vit.index(embed(experiment, features, report), experiment.index, report=report)
-
-
-def search(experiment: Experiment, picture: str = "", k: int = 11) -> tuple[Path | str, list[Neighbour]]:
-    """(the picture that was asked for, its neighbours); "" asks for one that was held out."""
-    asked = picture.strip() or held_out(experiment, 1)[0]
-    found = vit.search(asked, experiment.index, k + 1, experiment.model)
-    others = [one for one in found if one.place is None or not _same(one.place, asked)]
-    return asked, others[:k]
+def compress(experiment: Experiment, kinds: str = "", report: Report = silent) -> list[dict[str, Any]]:
+    """The table of smaller models, a row for each kind; models and table are in compressed/."""
+    chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()] or list(vit_compress.KINDS)
+    table = vit.quantize(
+        experiment.pictures, experiment.model, chosen, experiment.compressed, report, seconds=0.3,
+        **_split_of(experiment),
+    )  # fmt: skip
+    return [
+        {
+            "kind": row.kind, "written as": row.precision, "MiB": row.size_mib, "pictures/s one by one": row.images_per_s_b1,
+            "by sixteen": row.images_per_s_b16, "right": _percent(row.accuracy), "answers changed": _percent(row.flips),
+            "largest logit error": row.max_abs_logit_error, "note": row.note or row.checked,
+        }
+        for row in table.rows
+    ]  # fmt: skip
 
 
-def duplicates(experiment: Experiment, report: Report = silent) -> dict[str, list[str]]:
-    """Pictures that are nearly the same, by group, the largest first."""
-    store = _vectors(experiment)
-    ways = ("bytes", "phash", "embedding") if _side_px(store) >= HASHED_PX else ("bytes", "embedding")
-    groups = vit.duplicates(store, ways, report)[:SHOWN]
-    return {
-        f"{number} · alike by {', '.join(group.ways)}": _files(group.places, group.keys)
-        for number, group in enumerate(groups, 1)
-    }
-
-
-def outliers(experiment: Experiment, count: int = SHOWN) -> dict[str, list[str]]:
-    """The oddest pictures first."""
-    found = vit.outliers(_vectors(experiment), count=count)
-    return {"The oddest first": _files([one.place for one in found], [one.key for one in found])}
-
-
-def clusters(experiment: Experiment, count: int = 0, report: Report = silent) -> dict[str, list[str]]:
-    """The pictures nearest to each cluster's middle, the largest cluster first."""
-    store, found = vit.clusters(_vectors(experiment), count=count, report=report)
-    return {
-        f"{number} · {size} pictures": _files(
-            [store.place(row) for row in rows], [store.keys[row] for row in rows]
-        )
-        for number, (size, rows) in enumerate(zip(found.sizes, found.representatives, strict=True), 1)
-    }
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
 
 
 def export(experiment: Experiment, format: str, precision: str, report: Report = silent) -> Export:
@@ -181,35 +141,8 @@ def curate(root: Path, session_name: str, report: Report = silent) -> Curation |
     return found
 
 
-def _vectors(experiment: Experiment) -> VectorStore:
-    """Those that step 9 made."""
-    from fastsd_lib.vit.vector_store import VectorStore
-
-    made = sorted(path for path in experiment.embeddings.glob("*") if path.is_dir())
-    return VectorStore.open(made[0]) if made else embed(experiment)
-
-
-def _side_px(store: VectorStore) -> int:
-    """The shorter side of a picture of the collection; 0 where none can be read."""
-    from PIL import Image
-
-    for row in range(min(len(store), SHOWN)):
-        if place := store.place(row):
-            with suppress(OSError), Image.open(place) as picture:
-                return min(picture.size)
-    return 0
-
-
-def _files(places: Sequence[Path | None], keys: Sequence[str]) -> list[str]:
-    return [str(place or key) for place, key in zip(places, keys, strict=True)]
-
-
 def _is_newer(one: Path, other: Path) -> bool:
     return one.is_file() and one.stat().st_mtime >= other.stat().st_mtime
-
-
-def _same(one: Path, other: Path | str) -> bool:
-    return "://" not in str(other) and one.resolve() == Path(other).expanduser().resolve()
 
 
 def _split_of(experiment: Experiment) -> dict[str, Any]:
