@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fastsd_lib.vit.index import Index
     from fastsd_lib.vit.vector_store import VectorStore
 
-HASHED_PX = (
+# Perceptual hashes look at 32 pixels: of icons that small, all with one outline would be the same.
+HASHED_PX = 64
 
 
 def embed(experiment: Experiment, features: Features | None = None, report: Report = silent) -> VectorStore:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from fastsd_lib.vit.trainer import TrainedVit
     from fastsd_lib.workflows.curation import Curation
 
-    64  # perceptual hashes look at 32 pixels: of icons that small, all with one outline would be the same
-)
 SHOWN = 12  # held-out pictures that are tried, groups that are shown
 
 
