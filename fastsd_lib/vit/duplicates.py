@@ -22,14 +22,18 @@ from fastsd_lib.vit.index import Index
 from fastsd_lib.vit.vector_store import VectorStore
 
 WAYS = ("bytes", "phash", "embedding")
-# Measured on the 20 photographs of sample_data.py: copies at a third of the size and JPEG quality 30 differ by 0 to 4 bits,
-# cut by 5 % on each side mostly by 8 to 18, two different photographs by 20 or more (mean 32).
+# Measured on the 20 photographs of sample_data.py: copies at a third of the size, or at JPEG quality 30, differ by 0 to 4
+# bits and correlate by 0.987 or more; cut by 5 % on each side mostly by 8 to 18 bits; two different photographs differ
+# by 20 or more (mean 32) and correlate by 0.57 at most. Small simple pictures (digits) share hashes, not correlation.
 PHASH_BITS = 4
+CORRELATION = 0.97
 CONFIRM_BITS = 18
 COSINE = 0.99  # about the mean of the collection
 _NEIGHBOURS = 16  # of each picture that are looked at by embedding
+_USUAL = 10  # the neighbour that shows how near pictures of this collection usually are
+_MUCH_NEARER = 0.5
 _ANY = PhotoLimits(min_side_px=1, max_aspect=1e9, max_pixels=400_000_000)
-_HASH_PX = 32
+_HASH_PX, _SMALL_PX = 32, 16
 _BLOCK = 2048
 
 
@@ -69,11 +73,11 @@ def near_duplicates(
 ) -> list[Group]:
     """Groups of pictures that are nearly the same, largest first.
 
-    bytes: equal SHA-256. phash: at most `phash_bits` of 64 bits differ (perceptual hash of the files that are still
-    there). embedding: a cosine of at least `cosine` between vectors less the collection's mean, and, where the files are
-    there, at most CONFIRM_BITS of the perceptual hash: what a model thinks alike need not be the same picture. `index`
-    (of this store) finds them faster in a large one. `across` ("train/", "test/") tells only of pairs between these two
-    beginnings of keys: what leaks from one part into the other.
+    bytes: equal SHA-256. phash: at most `phash_bits` of 64 bits of the perceptual hash differ, and 16x16 pixels of both
+    correlate (files that are still there). embedding: a cosine of at least `cosine` between vectors less the collection's
+    mean, much nearer than usual here, and, where the files are there, at most CONFIRM_BITS of the perceptual hash: what a
+    model takes for alike need not be the same picture. `index` (of this store) finds them faster in a large one. `across`
+    ("train/", "test/") tells only of pairs between these two beginnings of keys: what leaks from one part into the other.
     """
     for way in ways:
         if way not in WAYS:
@@ -85,11 +89,11 @@ def near_duplicates(
     pairs: list[Pair] = []
     if "bytes" in ways:
         pairs += _same_bytes(store)
-    hashes = _hashes(store, on_progress) if {"phash", "embedding"} & set(ways) else {}
+    looks = _looks(store, on_progress) if {"phash", "embedding"} & set(ways) else {}
     if "phash" in ways:
-        pairs += _same_look(hashes, phash_bits)
+        pairs += _same_look(looks, phash_bits)
     if "embedding" in ways:
-        pairs += (pair for pair in _same_to_the_model(store, cosine, index) if _confirmed(pair, hashes))
+        pairs += (pair for pair in _same_to_the_model(store, cosine, index) if _confirmed(pair, looks))
     if across:
         pairs = [pair for pair in pairs if _crosses(store, pair, across)]
     return _groups(store, pairs)
@@ -123,66 +127,95 @@ def _same_bytes(store: VectorStore) -> Iterator[Pair]:
                 yield Pair(first, row, "bytes", 1.0)
 
 
-def _hashes(store: VectorStore, on_progress: Report) -> dict[int, int | None]:
-    """Row -> perceptual hash of its file; rows without a file are not in it."""
+@dataclass(frozen=True)
+class _Look:
+    code: int  # perceptual hash
+    small: np.ndarray  # (256,) float16: 16x16 grey pixels less their mean, of length 1
+
+
+def _looks(store: VectorStore, on_progress: Report) -> dict[int, _Look | None]:
+    """Row -> how its file looks; rows without a file are not in it."""
     places = {row: place for row in range(len(store)) if (place := store.place(row))}
-    found: dict[int, int | None] = {}
+    found: dict[int, _Look | None] = {}
     on_progress(ProgressEvent("perceptual hashes", 0, len(places)))
     with ThreadPoolExecutor(2, thread_name_prefix="vit-phash") as readers:
-        for row, code in zip(places, readers.map(_phash_of, places.values()), strict=True):
-            found[row] = code
+        for row, look in zip(places, readers.map(_look_of, places.values()), strict=True):
+            found[row] = look
             on_progress(ProgressEvent("perceptual hashes", len(found), len(places)))
     return found
 
 
-def _same_look(hashes: dict[int, int | None], most: int) -> Iterator[Pair]:
-    rows = [row for row, code in hashes.items() if code is not None]
-    codes = np.array([hashes[row] for row in rows], np.uint64)
+def _look_of(place: Path) -> _Look | None:
+    """None for a picture that cannot be read, and for one without any content: all blank pages look the same."""
+    try:
+        picture = read_photo(place, limits=_ANY, max_side_px=256).image.convert("L")
+    except PhotoError:
+        return None
+    low, high = picture.getextrema()
+    if high - low < 8:
+        return None
+    small = np.asarray(picture.resize((_SMALL_PX, _SMALL_PX), Image.Resampling.LANCZOS), np.float32).ravel()
+    small = small - small.mean()
+    return _Look(phash(picture), (small / max(float(np.linalg.norm(small)), 1e-6)).astype(np.float16))
+
+
+def _same_look(looks: dict[int, _Look | None], most: int) -> Iterator[Pair]:
+    seen = [(row, look) for row, look in looks.items() if look is not None]
+    codes = np.array([look.code for _, look in seen], np.uint64)
     for begin in range(0, len(codes), _BLOCK):
         differing = np.bitwise_count(codes[begin : begin + _BLOCK, None] ^ codes[None, begin:])
         for one, other in np.argwhere(differing <= most):
-            if other > one:
-                yield Pair(rows[begin + one], rows[begin + other], "phash", float(differing[one, other]))
+            if other <= one:
+                continue
+            (first, left), (second, right) = seen[begin + one], seen[begin + other]
+            if float(left.small.astype(np.float32) @ right.small.astype(np.float32)) >= CORRELATION:
+                yield Pair(first, second, "phash", float(differing[one, other]))
 
 
-def _confirmed(pair: Pair, hashes: dict[int, int | None]) -> bool:
-    if pair.first not in hashes or pair.second not in hashes:
+def _confirmed(pair: Pair, looks: dict[int, _Look | None]) -> bool:
+    if pair.first not in looks or pair.second not in looks:
         return True  # no file to look at
-    one, other = hashes[pair.first], hashes[pair.second]
-    return one is not None and other is not None and (one ^ other).bit_count() <= CONFIRM_BITS
-
-
-def _phash_of(place: Path) -> int | None:
-    """None for a picture that cannot be read, and for one without any content: all blank pages look the same."""
-    try:
-        picture = read_photo(place, limits=_ANY, max_side_px=256).image
-    except PhotoError:
-        return None
-    low, high = picture.convert("L").getextrema()
-    return phash(picture) if high - low >= 8 else None
+    one, other = looks[pair.first], looks[pair.second]
+    return one is not None and other is not None and (one.code ^ other.code).bit_count() <= CONFIRM_BITS
 
 
 def _same_to_the_model(store: VectorStore, cosine: float, index: Index | None) -> Iterator[Pair]:
-    """Neighbours are found by the plain cosine, and judged less the mean, which all pictures of a model share."""
+    """Neighbours are found by the plain cosine, and judged less the mean, which all pictures of a model share.
+
+    A classifier's last layer brings whole classes together. So a pair must also be much nearer than pictures here
+    usually are: half of the middle distance to the tenth neighbour.
+    """
     if len(store) < 3:
         return
     vectors = Vectors([store.vectors], "cosine")
     mean = np.asarray(store.vectors.mean(axis=0, dtype=np.float64), np.float32)
-    for begin in range(0, len(store), _BLOCK):
-        rows = np.arange(begin, min(begin + _BLOCK, len(store)))
-        block = vectors.take(rows)
-        found = (
-            index.search(block, _NEIGHBOURS)[1]
-            if index
-            else nearest(vectors, vectors.prepared(block), _NEIGHBOURS)[1]
-        )
-        one = _unit(block - mean)
-        for column in range(found.shape[1]):
-            other = _unit(vectors.take(found[:, column]) - mean)
-            alike = np.einsum("nd,nd->n", one, other)
-            for place in np.flatnonzero((alike >= cosine) & (found[:, column] != rows)):
-                first, second = sorted((int(rows[place]), int(found[place, column])))
-                yield Pair(first, second, "embedding", float(alike[place]))
+    rows, alike = _neighbours(vectors, mean, index)
+    usual = np.median(alike[:, min(_USUAL, alike.shape[1] - 1)])
+    least = max(
+        cosine, 1 - _MUCH_NEARER**2 * (1 - usual)
+    )  # the squared distance of unit vectors is 2 - 2 cos
+    for first, column in zip(*np.nonzero(alike >= least), strict=True):
+        second = int(rows[first, column])
+        if second != first:
+            yield Pair(
+                min(int(first), second), max(int(first), second), "embedding", float(alike[first, column])
+            )
+
+
+def _neighbours(vectors: Vectors, mean: np.ndarray, index: Index | None) -> tuple[np.ndarray, np.ndarray]:
+    """((N, k) rows, (N, k) cosines about the mean) of each row's neighbours, itself among them."""
+    rows, alike = [], []
+    for begin, block in vectors.blocks(_BLOCK):
+        if index is not None:
+            found = index.search(block, _NEIGHBOURS)[1]
+        else:
+            squares = vectors.squares[begin : begin + len(block)]
+            found = nearest(vectors, vectors.prepared(block, squares), _NEIGHBOURS)[1]
+        own = _unit(block - mean)
+        others = [_unit(vectors.take(column) - mean) for column in found.T]
+        alike.append(np.stack([np.einsum("nd,nd->n", own, other) for other in others], axis=1))
+        rows.append(found)
+    return np.concatenate(rows), np.concatenate(alike)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
