@@ -20,6 +20,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, read_json
 from fastsd_lib.core.tensor_file import read_tensor_file
 
+#: transformers' names of the activations that `jax_vit.py` and `tensorflow_vit.py` have.
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 Weights = dict[str, Any]  # names -> arrays, or Weights, or for "blocks" a list of Weights
 
 # Where each array stands in the tree: its name in the file (after "vit." or "deit."), and how it is turned.
@@ -77,13 +79,19 @@ class Design:
 
 
 def read_design(folder: Path) -> Design:
-    """UserError for architectures other than ViT and DeiT."""
+    """UserError for architectures other than ViT and DeiT, and for activations that are not in ACTIVATIONS."""
     config = read_json(folder / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in ("vit", "deit"):
         raise UserError(
             f"JAX and TensorFlow run ViT and DeiT here; {folder.name} is {kind or 'of no known kind'}.",
-            fix='use backend "torch", "openvino" or "onnxruntime" for it.',
+            fix='use backend "torch" or "openvino", or export it as "onnx" or "openvino".',
+        )
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"{folder.name} has the activation {activation!r}, which JAX and TensorFlow have not here.",
+            fix='use backend "torch" or "openvino", or export it as "onnx" or "openvino".',
         )
     defaults = {"num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16}
     seen = {name: config.get(name, value) for name, value in defaults.items()}
@@ -94,21 +102,26 @@ def read_design(folder: Path) -> Design:
         image_px=_pair(seen["image_size"]),
         patch_px=_pair(seen["patch_size"]),
         epsilon=config.get("layer_norm_eps", 1e-12),
-        activation=config.get("hidden_act", "gelu"),
+        activation=activation,
     )
 
 
-def read_weights(folder: Path, design: Design) -> Weights:
+def read_weights(folder: Path, design: Design, *, head: bool = True) -> Weights:
     """The tree of float32 arrays: every key of model.safetensors is used, none is missing, shapes fit the design.
 
-    Raises UserError that names the keys, for a file of another model.
+    `head=False`: a model without a classifier will do, for features. Raises UserError that names the keys, for a file
+    of another model.
     """
     path = folder / "model.safetensors"
     read_tensor_file(path)  # a damaged file is told here, in plain words
     with safe_open(str(path), framework="np") as file:
         by_name = {_older_name(key, design.kind): key for key in file.keys()}  # noqa: SIM118
         table = _table(design, with_teacher=any(name.startswith("cls_classifier.") for name in by_name))
-        missing = sorted(name for name, (_, _, needed) in table.items() if needed and name not in by_name)
+        missing = sorted(
+            name
+            for name, (place, _, needed) in table.items()
+            if needed and name not in by_name and (head or not place.startswith("head/"))
+        )
         extra = sorted(name for name in by_name.keys() - table.keys() if not _NOT_NEEDED.match(name))
         if missing or extra:
             raise UserError(

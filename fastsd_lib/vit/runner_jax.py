@@ -13,6 +13,7 @@ import numpy as np
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.vit.array_weights import read_design, read_weights
 from fastsd_lib.vit.config import RunnerConfig
+from fastsd_lib.vit.pixels import checked
 
 if TYPE_CHECKING:
     from fastsd_lib.vit.jax_vit import Output
@@ -42,20 +43,19 @@ class JaxRunner:
         with _threads(config.threads):
             device = _device(config.device)
         self.name = f"jax {precision}"
-        self._weights = jax_vit.on_device(read_weights(model.path, self.design), precision, device)
+        self._weights = jax_vit.on_device(
+            read_weights(model.path, self.design, head=output == "logits"), precision, device
+        )
         self._program = jax_vit.compiled(self.design, output, precision)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jax")
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        pixels = np.asarray(pixels, np.float32)
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, *self.design.image_px):
-            height, width = self.design.image_px
-            raise UserError(
-                f"The JAX backend takes pixels (B, 3, {height}, {width}), these are {pixels.shape}.",
-                fix='use backend "torch" for other sizes than the model was trained at.',
-            )
-        parts = [self._run_part(part) for part in _parts(pixels, self.batch_size)]
+        pixels = checked(pixels, self.design.image_px)
+        parts = [self._run_part(part) for part in self._parts(pixels)]
         return np.concatenate(parts)
+
+    def _parts(self, pixels: np.ndarray) -> list[np.ndarray]:
+        return [pixels[start : start + self.batch_size] for start in range(0, len(pixels), self.batch_size)]
 
     def _run_part(self, pixels: np.ndarray) -> np.ndarray:
         """Filled up to the next power of two, so that a last batch of 13 needs no program of its own."""
@@ -74,12 +74,6 @@ class JaxRunner:
 def open_jax(model: VitModel, output: Output = "logits", config: RunnerConfig | None = None) -> JaxRunner:
     """For `runner.RUNNERS`. UserError for other architectures, precisions or devices than there are."""
     return JaxRunner(model, output, config)
-
-
-def _parts(pixels: np.ndarray, most: int) -> list[np.ndarray]:
-    if not len(pixels):
-        raise UserError("There are no pictures in this batch.", fix="give at least one.")
-    return [pixels[start : start + most] for start in range(0, len(pixels), most)]
 
 
 def _device(name: str) -> Any:
