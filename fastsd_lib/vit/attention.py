@@ -47,8 +47,8 @@ def rollout(maps: np.ndarray, *, fusion: Fusion = "mean", discard: float = 0.0) 
         )
     tokens = maps.shape[-1]
     flow = np.eye(tokens)
-    for heads in np.asarray(maps, np.float64):
-        joined = getattr(heads, fusion)(axis=0)
+    for heads in maps:
+        joined = getattr(np.asarray(heads, np.float64), fusion)(axis=0)
         if dropped := int(discard * tokens):
             weakest = np.argsort(joined, axis=1, kind="stable")[:, :dropped]
             np.put_along_axis(joined, weakest, 0.0, axis=1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.text import escaped
+from fastsd_lib.core.text import escaped, one_line
 from fastsd_lib.vit import cards, model_config
 from fastsd_lib.vit.attention import Fusion, attention_maps, class_token_maps, relevance_map, rollout
 from fastsd_lib.vit.gradcam import gradcam
@@ -90,7 +90,7 @@ class _Look:
             logits = inside.logits(inside.pixels(image))
         index = inside.class_index(target, logits)
         vit = inside.vit
-        name = vit.labels[index] if index < len(vit.labels) else str(index)
+        name = one_line(vit.labels[index])[:80] if index < len(vit.labels) else str(index)
         chances = probabilities(logits[0].numpy(), multi_label=vit.multi_label, temperature=vit.temperature)
         return cls(
             inside, image, inside.seen(image), index, name, float(chances[index]), layer, fusion, discard

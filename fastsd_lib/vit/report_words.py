@@ -41,11 +41,20 @@ def headline(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("balanced accuracy", f"{found['balanced_accuracy']:.2%}"),
         ("macro F1", f"{found['macro']['f1']:.2%}"),
         ("Matthews' correlation", f"{found['matthews']:.3f}"),
-        ("calibration error", f"{after['ece']:.3f} (before calibration {before['ece']:.3f})"),
+        (
+            "calibration error",
+            f"{after['ece']:.3f} (before calibration {before['ece']:.3f}){_worse(after, before)}",
+        ),
         ("log loss", f"{after['log_loss']:.3f} (before {before['log_loss']:.3f})"),
         ("temperature", f"{found['calibration']['temperature']:.3f}, {found['calibration']['source']}"),
     ]
     return [*rows, ("speed", speed_words(evaluation))]
+
+
+def _worse(after: dict[str, float], before: dict[str, float]) -> str:
+    if after["log_loss"] <= before["log_loss"]:
+        return ""
+    return "; the temperature does harm here: these images are unlike those that it was fitted on"
 
 
 def speed_words(evaluation: Evaluation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ from tiny_vit import photos
 from fastsd_lib.vit.evaluation import Calibration, Evaluation
 from fastsd_lib.vit.report import write_report
 from fastsd_lib.vit.report_pictures import MOST_CLASSES, confusion_picture, reliability_picture, worst_picture
-from fastsd_lib.vit.report_words import plain
+from fastsd_lib.vit.report_words import headline, plain
 
 NASTY = '<img src=x onerror="alert(1)">'
 BROWSER = next((one for name in ("chromium", "google-chrome", "chrome") if (one := shutil.which(name))), None)
@@ -59,6 +60,18 @@ def test_what_was_not_measured_is_said_not_to_be(files, tmp_path):
     page = write_report(_evaluation(files), tmp_path).read_text()
     assert "not measured" in page
     assert json.loads((tmp_path / "report.json").read_text())["images_per_s"] is None
+
+
+def test_a_temperature_that_does_harm_is_told(files):
+    found = _evaluation(files, sharp=50)  # all right and sure: any doubt is wrong
+    unsure = dataclasses.replace(
+        found, calibration=Calibration(9.0, np.full(60, 9.0), "stored with the model")
+    )
+    assert "does harm here" in dict(headline(unsure))["calibration error"]
+    plain_one = dataclasses.replace(
+        found, calibration=Calibration(1.0, np.ones(60), "not fitted", fitted=False)
+    )
+    assert "harm" not in dict(headline(plain_one))["calibration error"]
 
 
 class _Tags(HTMLParser):
