@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,15 @@ def add_lora(model: nn.Module, config: VitTrainConfig) -> Any:
     ]
     targets = [name for name in linear if _ATTENTION.search(name.rsplit(".", 1)[-1])] or linear
     torch.manual_seed(config.seed)  # the adapters' random halves
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            target_modules=targets,
-            modules_to_save=list(head_modules(model)),
-        ),
+    adapters = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        modules_to_save=list(head_modules(model)),
     )
+    with warnings.catch_warnings():  # peft asks transformers by names that are going away
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, adapters)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -14,14 +14,15 @@ from fastsd_lib.sessions.checkpoints import list_checkpoints
 
 STEPS = 15  # 14 training pictures, 3 at a time, 3 epochs
 WAYS = {
-    "plain": {},
-    "average": {"ema_decay": 0.9},
-    "mixed": {"mixup": 0.4, "cutmix": 1.0, "erase": 0.5, "label_smoothing": 0.1},
-    "accumulated": {"gradient_accumulation": 2, "epochs": 6},
-    "balanced": {"balance": "sampler", "layer_decay": 0.7},
-    "bf16": {"mixed_precision": "bf16", "schedule": "linear", "warmup_steps": 4},
-    "last model": {"keep_best": False},
-}
+    "plain": {"keep_best": False},
+    "all that draws": {
+        "mixup": 0.4, "cutmix": 1.0, "erase": 0.5, "label_smoothing": 0.1, "balance": "sampler", "ema_decay": 0.9,
+    },
+    "accumulated in bf16": {
+        "gradient_accumulation": 2, "epochs": 5, "mixed_precision": "bf16", "layer_decay": 0.7, "schedule": "linear",
+        "warmup_steps": 4,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def _state(out: Path) -> dict[str, bytes]:
 def test_killed_at_different_steps_it_ends_with_the_same_bits(way, runs, data, whole, tmp_path):
     config = base_config(data, **WAYS[way])
     expected = whole(way, config)
-    for step in (1, 4, 5, 6, 11):
+    for step in (1, 6, 11):
         code, _ = runs.run(tmp_path / "run", config, kill_at_step=step)
         assert code == -9
     code, said = runs.run(tmp_path / "run", config)
@@ -73,9 +74,9 @@ def test_killed_at_different_steps_it_ends_with_the_same_bits(way, runs, data, w
 
 
 def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_bits(runs, data, whole, tmp_path):
-    config = base_config(data, ema_decay=0.9)
-    expected = whole("average", config)
-    for write in (2, 3, 5, 6, 7, 8, 10, 13):
+    config = base_config(data, **WAYS["all that draws"])
+    expected = whole("all that draws", config)
+    for write in (2, 5, 6, 8, 13):
         assert runs.run(tmp_path / "run", config, kill_at_write=write)[0] == -9
     assert runs.run(tmp_path / "run", config)[0] == 0
     assert _state(tmp_path / "run") == expected
@@ -103,7 +104,7 @@ def test_dropout_and_lora_are_resumed_to_the_bit_too(runs, data, whole, tmp_path
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(runs, data, whole, tmp_path):
-    config = base_config(data)
+    config = base_config(data, **WAYS["plain"])
     assert runs.run(tmp_path / "run", config, kill_at_step=9)[0] == -9
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     file = newest.path / "optimizer.safetensors"
