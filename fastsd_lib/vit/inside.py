@@ -42,6 +42,11 @@ class Inside:
         """`model` itself where it is open already. UserError where the model has no classes or cannot be loaded."""
         if isinstance(model, Inside):
             return model
+        if not model.labels:
+            raise UserError(
+                f"{model.name} has no classes to explain.",
+                fix="take a model with a classifier, or train one on it.",
+            )
         loaded = load_torch(model, attention="eager").requires_grad_(False)
         return cls(model, loaded, Transform.of(model, fit))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +69,24 @@ def test_models_without_attention_from_all_to_all_say_so_and_what_to_ask_instead
         assert error.value.fix == "ask for gradcam or occlusion, which work with every model."
     with pytest.raises(UserError, match="no position embeddings"):
         patches.position_similarity(insides[kind])
+
+
+def test_a_model_that_is_shown_larger_pictures_than_it_was_trained_on_has_more_patches(tmp_path, photo):
+    folder = make_vit(tmp_path / "larger")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["size"] = {"height": 48, "width": 48}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    inside = Inside.of(open_model(folder))
+    assert inside.grid == (6, 6)
+    assert attention.attention_maps(inside, photo).shape == (2, 4, 37, 37)
+    assert gradcam.gradcam(inside, photo).shape == attention.rollout_map(inside, photo).shape == (6, 6)
+    assert patches.position_similarity(inside).shape == (4, 4, 4, 4)  # as it was trained
+
+
+def test_a_model_without_classes_has_nothing_to_explain(insides):
+    with pytest.raises(UserError, match="no classes to explain") as error:
+        Inside.of(dataclasses.replace(insides["vit"].vit, labels=()))
+    assert error.value.fix == "take a model with a classifier, or train one on it."
 
 
 # -- rollout -----------------------------------------------------------------------------------------------------------
