@@ -7,15 +7,16 @@ import binascii
 import io
 import re
 import warnings
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit.transform import Transform
 from fastsd_lib.webui.api_errors import Refused
 from fastsd_lib.webui.fetching import fetch_picture
 from fastsd_lib.webui.vit_server.config import ServeConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Decoders of pictures alone: no EPS, PDF or WMF, which would start programs or read other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -55,6 +56,8 @@ def pixels_of(data: bytes, what: str, transform: Transform, config: ServeConfig)
 
 def check_size(data: bytes, what: str, most_pixels: int, most_side_px: int) -> None:
     """Refused unless the head of `data` is that of a picture of at most this size."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: our limit speaks instead

@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastsd_lib.vit.batching import Batcher, Busy
 from fastsd_lib.vit.config import RunnerConfig
@@ -24,6 +22,9 @@ from fastsd_lib.webui.vit_server import bodies, pictures
 from fastsd_lib.webui.vit_server.config import ServeConfig
 from fastsd_lib.webui.vit_server.labels import scores_of, top_labels
 from fastsd_lib.webui.vit_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 Given = str | bytes  # a text of the body, or the body itself
@@ -80,6 +81,8 @@ class VitService:
 
     async def embed(self, given: list[Given], asked: bodies.EmbedParameters) -> list[list[float]]:
         """For each picture its features."""
+        import numpy as np
+
         await self._open_features()
         vectors = await self._ask("features", given)
         if asked.normalize and not self.config.features.normalize:
@@ -109,6 +112,8 @@ class VitService:
 
     async def _ask(self, name: str, given: list[Given]) -> np.ndarray:
         """Rows of the runner's output, in the order of the pictures. One that cannot be read refuses its own request."""
+        import numpy as np
+
         most, batcher = self.config.pictures_per_request, self.batchers[name]
         if len(given) > most:
             raise Refused(
