@@ -96,11 +96,11 @@ def train(
             )
             before = train(head_only, out / "probe", on_progress, images=images)
             config = replace(config, model=str(before.model.path), probe_epochs=0)
-        start = _start(config, images.classes, out)
-        return _Training(config, out, on_progress, images, start, began, first).result()
+        start = starting_model(config, images.classes, out)
+        return Training(config, out, on_progress, images, start, began, first).result()
 
 
-class _Training:
+class Training:
     """One run from its first step to its model folder."""
 
     def __init__(
@@ -160,8 +160,8 @@ class _Training:
             self._say(f"passed over: {line}")
         if checkpoint is not None:
             self._say(f"goes on from step {checkpoint.step} of {checkpoint.total_steps}")
-        model, head = self._model()
-        run = self._run(parts, head, model)
+        model, head = self.make_model()
+        run = self.make_run(parts, head, model)
         loop = Loop(model, run)
         if self.first:
             trim_metrics(self.out, checkpoint.step if checkpoint else 0)
@@ -199,7 +199,7 @@ class _Training:
             open_model(self.out / MODEL), self.out, self.images, **done, seconds=time.monotonic() - self.began
         )
 
-    def _model(self) -> tuple[nn.Module, tuple[str, ...]]:
+    def make_model(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The model that learns, and the names of its head's modules."""
         config, classes = self.config, self.images.classes
         torch.manual_seed(config.seed)  # a new head begins the same in every process
@@ -216,7 +216,7 @@ class _Training:
         self._say(said)
         return model, head
 
-    def _run(self, parts: int, head: tuple[str, ...], model: nn.Module) -> Run:
+    def make_run(self, parts: int, head: tuple[str, ...], model: nn.Module) -> Run:
         config = self.config
         classes = len(self.images.classes)
         report = self.report if self.first else silent
@@ -294,7 +294,7 @@ def run_name(config: VitTrainConfig, images: ImageFolder, start: VitModel) -> st
     return fingerprint({"settings": settings, "pictures": images.fingerprint, "weights": weights})
 
 
-def _start(config: VitTrainConfig, classes: Sequence[str], out: Path) -> VitModel:
+def starting_model(config: VitTrainConfig, classes: Sequence[str], out: Path) -> VitModel:
     """The model to begin with; a new one is made once, by the first process."""
     if not config.from_scratch:
         return open_model(config.model, classifier=False)
