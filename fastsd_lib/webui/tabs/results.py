@@ -24,7 +24,7 @@ from fastsd_lib.webui.tabs.form import Form
 from fastsd_lib.webui.tabs.prompt_box import PromptBox
 
 PATIENCE_S = 120.0  # for the files of a task whose drawing is over
-SENDS = ("txt2img", "img2img", "inpaint", "extras")
+SENDS = ("txt2img", "img2img", "inpaint", "extras", "vit")
 
 
 @dataclass
