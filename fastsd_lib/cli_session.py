@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_lib import cli_sharing
+from fastsd_lib import cli_curation, cli_sharing
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, opened, show
 from fastsd_lib.core.errors import UserError
 
@@ -40,6 +40,7 @@ def add_session(known: Any) -> None:
     )
     captioner.add_argument("--overwrite", action="store_true", help="replace captions that are there")
     action("verify", _session_verify, "check every file that the session relies on")
+    cli_curation.add_actions(action)
     cli_sharing.add_actions(action)
 
 

@@ -26,6 +26,7 @@ _PHOTO_FILES = {"crops.json", "concepts.json", "instance_images.zip", "captions.
 _FOLDERS: dict[str, Part] = {
     "instance_images": "photos",
     "captions": "photos",
+    "set_aside": "photos",  # photos that curation took out of training; they are photos still
     "class_images": "class-images",
     "samples": "samples",
     "logs": "logs",
@@ -33,7 +34,7 @@ _FOLDERS: dict[str, Part] = {
     "trash": "trash",
 }
 #: Sheets that show the photos themselves: whoever shares no photos does not share these either.
-SHOWS_PHOTOS = {"samples/crops.png", "samples/before_after.png"}
+SHOWS_PHOTOS = {"samples/crops.png", "samples/before_after.png", "samples/curation.png"}
 _SCRATCH = re.compile(r"\..*\.partial[^/]*")
 _SECRET = re.compile(
     r"token(\.txt)?|\.env(\..*)?|\.?netrc|.*\.pem|id_[a-z0-9]+|(client_secret|credentials).*\.json|kaggle\.json"
