@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
@@ -39,7 +39,7 @@ def write_about(
         return None
     fit_on = images.validation if images.test and images.validation else None
     runner = RunnerConfig(backend="torch", precision="fp32", device="cpu", threads=config.threads)
-    model = open_model(model_folder)
+    model = replace(open_model(model_folder), name=out.name)  # not "model", as its folder is called
     try:
         found = evaluate(
             model,
@@ -66,7 +66,7 @@ def write_about(
     page = write_report(found, out / REPORT, {"data": images.path.name, "judged on": f"{split} pictures"})
     recipe = {**asdict(config), "data": images.path.name}
     write_model_card(
-        open_model(model_folder),
+        replace(open_model(model_folder), name=out.name),
         found,
         CardFacts(
             base_model="" if config.from_scratch else began_with,

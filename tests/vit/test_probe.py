@@ -52,6 +52,16 @@ def test_neighbours_vote_as_those_of_scikit_learn():
         assert probe.knn(known, labels, asked, truth, neighbours=count).right == (said == truth).sum()
 
 
+def test_the_number_of_neighbours_is_chosen_without_asking_the_image_itself():
+    """A third of the labels is wrong: whoever asked himself would take one neighbour and be always right."""
+    features, labels = _clusters(240, classes=2, spread=0.3)
+    wrong = np.random.default_rng(1).random(240) < 0.35
+    noisy = np.where(wrong, 1 - labels, labels)
+    features = features.astype(np.float32)
+    assert (probe._vote(features, noisy, features, 1, own=True) == noisy).mean() < 0.75
+    assert probe._best_neighbours(features, noisy) >= 5
+
+
 def test_names_serve_as_labels_and_a_class_of_one_image_breaks_nothing():
     features, labels = _clusters(41)
     names = np.array([f"class {one}" for one in labels])
