@@ -145,6 +145,13 @@ class Training:
 
     def _smaller(self, parts: int) -> int:
         """The same step in smaller pieces; what was saved is resumed."""
+        if (
+            self.processes > 1
+        ):  # the others wait for this one's gradients: all would have to begin again together
+            raise UserError(
+                "A step does not fit into the memory of one of the processes.",
+                fix="lower batch_size and raise gradient_accumulation by the same factor: the result stays the same.",
+            ) from None
         at_once = self.config.batch_size * self.config.gradient_accumulation // (parts * self.processes)
         if at_once <= 1:
             raise UserError(
@@ -227,6 +234,8 @@ class Training:
         if config.teacher:
             device = "cpu" if self.use_cpu else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             teacher = Teacher(open_model(config.teacher), self.images.classes, self.geometry, config, device)
+        if config.fit != "model":
+            self._say(f"pictures are fitted in by {config.fit}: classify with the same fit")
         doubles = _gradient_checkpointing(config, model, self.use_cpu)
         if doubles:
             self._say("gradient checkpointing is on: less memory, somewhat slower")

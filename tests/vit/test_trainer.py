@@ -23,6 +23,7 @@ from fastsd_lib.sessions.checkpoints import list_checkpoints
 from fastsd_lib.vit import train_loop
 from fastsd_lib.vit.model import load_torch, open_model
 from fastsd_lib.vit.train_config import PRESETS, VitTrainConfig, preset
+from fastsd_lib.vit.train_data import TrainingSet
 from fastsd_lib.vit.trainer import train
 
 
@@ -188,6 +189,28 @@ def test_the_best_epoch_is_kept_and_not_the_last(data, tmp_path):
     kept = next(one for one in list_checkpoints(tmp_path / "run" / "checkpoints") if one.step == best)
     held = load_file(kept.path / "weights.safetensors")["classifier.weight"]
     assert torch.equal(held, _weights(done.model.path)["classifier.weight"])
+
+
+def test_each_epoch_shows_the_pictures_in_another_order_and_otherwise_changed(data, tmp_path, monkeypatch):
+    shown, plain = [], TrainingSet.__getitems__
+
+    def watched(self, draws):
+        shown.extend((draw.epoch, draw.index) for draw in draws)
+        return plain(self, draws)
+
+    monkeypatch.setattr(TrainingSet, "__getitems__", watched)
+    train(_config(data, epochs=3), tmp_path / "run")
+    orders = [[index for epoch, index in shown if epoch == number] for number in range(3)]
+    assert all(sorted(order) == list(range(14)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_computing_activations_twice_saves_memory_and_changes_nothing(data, base, tmp_path):
+    config = _config(data, model=str(base), epochs=1)
+    plain = train(replace(config, gradient_checkpointing="off"), tmp_path / "plain")
+    twice = train(replace(config, gradient_checkpointing="on"), tmp_path / "twice")
+    assert any("gradient checkpointing is on" in note for note in twice.notes)
+    _close(_weights(twice.model.path), _weights(plain.model.path), 1e-5)
 
 
 # -- distillation -----------------------------------------------------------------------------------------------------
