@@ -24,12 +24,17 @@ def open_onnx(model: VitModel, output: Output = "logits", config: RunnerConfig |
     """
     require("onnxruntime", group="vit")
     config = config or RunnerConfig()
+    if config.device not in ("auto", "cpu"):
+        raise UserError(
+            f"ONNX Runtime runs on the processor here, not on {config.device!r}.",
+            fix='leave the device at "auto", or choose the backend "torch".',
+        )
     if export := exports.of_model(model, output, "onnx"):
         return OnnxRunner(export.opens, export.precision, config)
     if config.precision.startswith("int"):
         raise UserError(
             f"{config.precision} needs a compressed copy of {model.name}.",
-            fix=f"make one: fastsd vit quantize {model.path} --format onnx --precision {config.precision}",
+            fix=f"make one: fastsd vit quantize PHOTOS --model {model.path} --kinds onnx:{config.precision}",
         )
     if config.precision not in ("auto", "fp32"):
         raise UserError(
@@ -45,11 +50,6 @@ class OnnxRunner:
     def __init__(self, graph: Path, precision: str, config: RunnerConfig) -> None:
         import onnxruntime
 
-        if config.device not in ("auto", "cpu"):
-            raise UserError(
-                f"ONNX Runtime runs on the processor here, not on {config.device!r}.",
-                fix='leave the device at "auto", or choose the backend "torch".',
-            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: the rest is advice to exporters
         options.intra_op_num_threads = config.threads

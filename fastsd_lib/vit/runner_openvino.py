@@ -39,7 +39,7 @@ def open_openvino(
     if config.precision.startswith("int"):
         raise UserError(
             f"{config.precision} needs a compressed copy of {model.name}.",
-            fix=f"make one: fastsd vit quantize {model.path} --precision {config.precision}, and name its folder.",
+            fix=f"make one: fastsd vit quantize PHOTOS --model {model.path} --kinds openvino:{config.precision}",
         )
     return OpenVinoRunner(graph_of(model, output) / GRAPH, config.precision, config)
 

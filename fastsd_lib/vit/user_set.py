@@ -47,12 +47,13 @@ class UserSet:
 
     @property
     def words(self) -> str:
-        drawn = "" if self.of == self.count + len(self.calibration) else f" of {self.of}"
+        drawn = f" of {self.of}" if self.of > self.count + len(self.calibration) + self.unreadable else ""
         how = "labelled pictures" if self.truth is not None else "pictures without labels"
         apart = (
             f"calibrated on {len(self.calibration)} others" if self.apart else "calibrated on the same ones"
         )
-        return f"{self.count}{drawn} {how}, {apart}"
+        bad = f", {self.unreadable} could not be read" if self.unreadable else ""
+        return f"{self.count}{drawn} {how}, {apart}{bad}"
 
     @property
     def count(self) -> int:
@@ -73,19 +74,15 @@ def open_user_set(
     Without pictures to calibrate on, some of `samples` (a quarter, at most CALIBRATION) are set apart and not judged on.
     Pictures that cannot be read are counted. UserError when none can, or class numbers are not the model's.
     """
-    pairs = _pairs(model, samples)
-    order = np.random.default_rng(_SEED).permutation(len(pairs))
-    if calibration is None:
-        apart = len(pairs) >= 8
-        count = min(CALIBRATION, len(pairs) // 4) if apart else len(pairs)
-        to_measure = [pairs[at] for at in order[:count]]
-        to_judge = [pairs[at] for at in order[count if apart else 0 :]]
+    pairs = _drawn(_pairs(model, samples))
+    apart = calibration is not None or len(pairs) >= 8
+    if calibration is not None:
+        to_measure, to_judge = _drawn(_pairs(model, calibration))[:CALIBRATION], pairs
+    elif apart:
+        count = min(CALIBRATION, len(pairs) // 4)
+        to_measure, to_judge = pairs[:count], pairs[count:]
     else:
-        apart, to_measure, to_judge = (
-            True,
-            _pairs(model, calibration)[:CALIBRATION],
-            [pairs[at] for at in order],
-        )
+        to_measure = to_judge = pairs
     to_judge = to_judge[:limit]
     with tempfile.TemporaryDirectory(prefix="fastsd-vit-") as folder:
         pixels, rows = _read(model, to_judge, Path(folder) / "pixels.npy", "reading", report)
@@ -102,6 +99,11 @@ def open_user_set(
             of=len(pairs),
             apart=apart,
         )
+
+
+def _drawn(pairs: list) -> list:
+    """In an order that mixes the classes, always the same."""
+    return [pairs[at] for at in np.random.default_rng(_SEED).permutation(len(pairs))]
 
 
 def _pairs(model: VitModel, samples: Samples) -> list[tuple[Path, int | None]]:
