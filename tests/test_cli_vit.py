@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -244,12 +245,12 @@ def test_export_writes_what_other_programs_open_and_says_how_it_was_checked(tmp_
 def test_curate_judges_the_photos_of_a_session_and_moves_nothing(tmp_path, capsys):
     session = dreambooth.open_session("subject", tmp_path)
     dreambooth.add_photos(session, photos(tmp_path / "photos", 4, sizes=[(320, 320)]))
-    before = sorted(path.name for path in session.instance_images.iterdir())
+    before = sorted(path.name for path in session.instance_images.glob("*.jpg"))
     photos(tmp_path / "others", 12, sizes=[(200, 180), (180, 200)])
     words = ["curate", "subject", "--root", tmp_path, "--class-images", tmp_path / "others"]
     found = json.loads(said(capsys, *words, "--json"))
     assert {row["name"] for row in found["photos"]} == set(before) and Path(found["sheet"]).is_file()
-    assert sorted(path.name for path in session.instance_images.iterdir()) == before
+    assert sorted(path.name for path in session.instance_images.glob("*.jpg")) == before
     assert "No session 'nobody'" in refused("curate", "nobody", "--root", tmp_path)
 
 
@@ -266,6 +267,15 @@ def test_a_real_process_says_mistakes_without_a_traceback_and_ctrl_c_is_clean(tm
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert 1 <= len(done.stderr.strip().splitlines()) <= 2
+    (picture,) = photos(tmp_path, 1, sizes=[(64, 48)])
+    home = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }  # nothing is traced there yet
+    words = [*command, "classify", str(picture), "--model", str(model)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=home)
+    assert done.returncode == 0 and "pictures 1/1" in done.stderr and "transformers" not in done.stderr
     process = subprocess.Popen(
         [*command, "serve", "--model", str(model), "--port", "0", "--backend", "torch"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -53,6 +53,9 @@ class FeaturesOf(nn.Module):
 
 def output_module(model: nn.Module, output: Output = "logits") -> nn.Module:
     """The module that computes `output`; UserError for a layer or a token that the model does not have."""
+    for part in model.modules():  # tracers read every property, and transformers warns of the loss that a part lacks
+        if getattr(part, "loss_type", "") is None:
+            part.loss_function = None
     if output == "logits":
         return LogitsOf(model).eval()
     check_features(getattr(model, "base_model", model).config, output)

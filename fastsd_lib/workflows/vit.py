@@ -49,6 +49,9 @@ def classify(
     `what`: a file, folder, glob, zip, https address, PIL image, array, bytes, or a list of these. A picture that
     cannot be read is a prediction with an `error`. UserError for what is not there at all.
     """
+    from fastsd_lib.vit.sources import count_of
+
+    count_of(what)  # what is not there is said before a model takes its seconds
     opened = open_model(model)
     from fastsd_lib.vit.classify import Classifier
 
