@@ -71,7 +71,7 @@ def _metadata(model: VitModel, evaluation: Evaluation | None, facts: CardFacts) 
     values["tags"] = ["image-classification", "vision", "fastsd"]
     if evaluation is not None:
         found = evaluation.summary()
-        figures = {"accuracy": found["accuracy"], "f1": found["macro"]["f1"]}
+        figures = {"accuracy": ("accuracy", found["accuracy"]), "f1": ("macro F1", found["macro"]["f1"])}
         data = {
             "name": one_line(facts.data) or "images of its owner",
             "type": "imagefolder",
@@ -80,7 +80,10 @@ def _metadata(model: VitModel, evaluation: Evaluation | None, facts: CardFacts) 
         result = {
             "task": {"type": "image-classification"},
             "dataset": data,
-            "metrics": [{"type": name, "value": round(value, 6)} for name, value in figures.items()],
+            "metrics": [
+                {"type": kind, "name": name, "value": round(value, 6)}
+                for kind, (name, value) in figures.items()
+            ],
         }
         values["metrics"] = list(figures)
         values["model-index"] = [{"name": one_line(model.name), "results": [result]}]
@@ -141,5 +144,5 @@ def _file(model: VitModel) -> list[str]:
         lines.append(
             f"- `{path.name}`: {path.stat().st_size / 2**20:,.1f} MiB, SHA-256 `{sha256_file(path)}`"
         )
-    use = f"pipeline('image-classification', model={one_line(model.name)!r})('photo.jpg')"
+    use = "print(pipeline('image-classification', model='.')('photo.jpg'))  # in this folder"
     return [*lines, "", "```python", "from transformers import pipeline", "", use, "```"]

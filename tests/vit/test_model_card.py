@@ -55,7 +55,7 @@ def test_figures_settings_and_hash_are_those_of_the_model(model):
     metadata = _metadata(card)
     assert (metadata["license"], metadata["base_model"]) == ("cc-by-4.0", "google/vit")
     result = metadata["model-index"][0]["results"][0]
-    assert result["metrics"][0] == {"type": "accuracy", "value": 0.75}
+    assert result["metrics"][0] == {"type": "accuracy", "name": "accuracy", "value": 0.75}
     assert result["dataset"]["name"] == "my: photos --- x: 1"
     for text in (
         "75.00% (3 of 4)",
