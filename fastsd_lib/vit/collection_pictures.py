@@ -106,6 +106,7 @@ def duplicates_picture(
     if not groups:
         raise UserError("There are no duplicates to show.", fix="nothing to do: no picture stands twice.")
     pictures, labels, names = [], [], []
+    columns = min(columns, max(len(group.rows) for group in groups[:most]))
     for number, group in enumerate(groups[:most]):
         for column in range(columns):
             there = column < len(group.rows)

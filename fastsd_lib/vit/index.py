@@ -19,7 +19,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.vit import index_file
 from fastsd_lib.vit.exact_search import METRICS, Metric, Vectors, check_queries, nearest, rescored
-from fastsd_lib.vit.index_tuning import tune
+from fastsd_lib.vit.index_tuning import held_out, tune
 from fastsd_lib.vit.search_kinds import KINDS
 from fastsd_lib.vit.vector_store import (
     Maker,
@@ -29,7 +29,7 @@ from fastsd_lib.vit.vector_store import (
 )
 
 Kind = Literal["auto", "exact", "signs", "ivf", "hnsw"]
-EXACT_UP_TO, SIGNS_UP_TO = 100_000, 5_000_000  # rows; measured, see docs
+EXACT_UP_TO, SIGNS_UP_TO = 100_000, 5_000_000  # rows; benchmarks/vit_index.py
 _FEW_ROWS = 20_000  # comparing with so few is as fast as any index
 
 
@@ -180,8 +180,8 @@ def build_index(
     """An index over a store. `auto`: exact up to 100,000 vectors, signs up to 5 million, above that IVF.
 
     Kinds other than exact are tuned until `recall` at 10 is reached on held-out queries: every second one of `queries`
-    (Q, D), or of vectors of the store, which then do not count as their own neighbours. The recall that the other half
-    measures is `facts["recall"]`; it can be below what was asked for when nothing faster than exact search reaches it.
+    (Q, D), or of vectors that are left out of the index until it is tuned. The recall that the other half measures is
+    `facts["recall"]`; it can be below what was asked for when nothing faster than exact search reaches it.
     """
     store.need_vectors("search")
     if metric not in METRICS:
@@ -201,12 +201,14 @@ def build_index(
     index = Index(
         kind, Vectors([store.vectors], metric), store.keys, store.sources, store.maker, store.vectors_file
     )
+    held = held_out(len(store), seed) if queries is None else np.zeros(0, np.int64)
     if kind != "exact":
         index.finder = KINDS[kind]()
-        index.finder.build(index.vectors, seed)
+        index.finder.build(index.vectors, seed, held)
     index.facts = {"build_s": round(time.perf_counter() - began, 3)}
     on_progress(ProgressEvent("index", 1, 2, {"build_s": index.facts["build_s"]}))
     if kind != "exact":
-        tune(index, recall, queries, seed)
+        tune(index, recall, held, queries)
+        index.finder.complete(index.vectors, held)
     on_progress(ProgressEvent("index", 2, 2, {"recall": index.facts.get("recall", 1.0)}))
     return index

@@ -16,30 +16,36 @@ if TYPE_CHECKING:
     from fastsd_lib.vit.index import Index
 
 TUNED_K = 10
-_HELD_OUT = 128  # queries to tune with, and as many to measure with
+_HELD_OUT = 256  # queries: half to tune with, half to measure with
 
 
-def tune(index: Index, target: float, queries: np.ndarray | None, seed: int) -> None:
+def held_out(count: int, seed: int) -> np.ndarray:
+    """Rows (sorted) that ask and cannot be found while an index is tuned; a graph is built without them.
+
+    A query that is part of the graph is found far more easily than one that is not.
+    """
+    random = np.random.default_rng(seed)
+    return np.sort(random.choice(count, min(_HELD_OUT, count // 4), replace=False))
+
+
+def tune(index: Index, target: float, held: np.ndarray, queries: np.ndarray | None = None) -> None:
     """Set the finder to the first of its settings, from cheap to dear, that reaches the target on half of the queries.
 
-    The other half measures the recall that `index.facts` tells. Without `queries` (Q, D), vectors of the index ask, and
-    do not count as their own neighbours.
+    The other half measures the recall that `index.facts` tells. The queries are `queries` (Q, D), else the rows `held`.
     """
-    began, own = time.perf_counter(), None
+    began, count = time.perf_counter(), len(index.vectors)
+    allowed = None
     if queries is None:
-        random = np.random.default_rng(seed)
-        own = random.choice(len(index.vectors), min(2 * _HELD_OUT, len(index.vectors)), replace=False)
-        queries = index.vectors.take(own)
-    k = min(TUNED_K, len(index.vectors) - (own is not None))
-    if k < 1:
-        return
-    trial = _Trial(index, index.vectors.prepared(check_queries(queries, index.dimension)), own, k)
+        if not len(held):
+            return
+        queries, allowed = index.vectors.take(held), np.setdiff1d(np.arange(count), held)
+    trial = _Trial(index, index.vectors.prepared(check_queries(queries, index.dimension)), allowed)
     tuning, measuring = (
-        np.arange(half, trial.count, 2) if trial.count > 1 else np.arange(1) for half in (0, 1)
+        np.arange(half, len(queries), 2) if len(queries) > 1 else np.arange(1) for half in (0, 1)
     )
     best, reached, exhausted = {}, -1.0, 0
     last_width, last = 0, -1.0
-    for setting in index.finder.settings(len(index.vectors)):
+    for setting in index.finder.settings(count):
         if setting["width"] == exhausted:  # more effort finds no more: the candidates are too few
             continue
         recall, doubt = trial.recall(setting, tuning)
@@ -51,18 +57,18 @@ def tune(index: Index, target: float, queries: np.ndarray | None, seed: int) -> 
         if recall - doubt >= target:
             break
     index.facts |= {
-        "recall": round(trial.recall(best, measuring)[0], 4), "recall_k": k, "recall_queries": len(measuring),
+        "recall": round(trial.recall(best, measuring)[0], 4), "recall_k": trial.k, "recall_queries": len(measuring),
         "recall_asked": target, "tune_s": round(time.perf_counter() - began, 3), **best,
     }  # fmt: skip
 
 
 class _Trial:
-    """Queries whose true neighbours are known."""
+    """Queries whose true neighbours, among the rows `allowed`, are known."""
 
-    def __init__(self, index: Index, queries: np.ndarray, own: np.ndarray | None, k: int) -> None:
-        self.index, self.queries, self.own, self.count = index, queries, own, len(queries)
-        self.asked = k + (own is not None)  # a query that is in the index finds itself
-        self.edge = self._others(nearest(index.vectors, queries, self.asked), np.arange(self.count))[:, -1:]
+    def __init__(self, index: Index, queries: np.ndarray, allowed: np.ndarray | None) -> None:
+        self.index, self.queries, self.allowed = index, queries, allowed
+        likeness, _ = nearest(index.vectors, queries, TUNED_K, allowed)
+        self.k, self.edge = likeness.shape[1], likeness[:, -1:]
 
     def recall(self, setting: dict[str, int], some: np.ndarray) -> tuple[float, float]:
         """(the share of true neighbours that `some` of the queries find, its standard error).
@@ -71,16 +77,7 @@ class _Trial:
         """
         for name, value in setting.items():
             setattr(self.index.finder, name, value)
-        found = self._others(self.index.nearest_rows(self.queries[some], self.asked, None), some)
+        found, _ = self.index.nearest_rows(self.queries[some], self.k, self.allowed)
         edge = self.edge[some]
         shares = (found >= edge - 1e-5 * np.abs(edge)).mean(axis=1)
         return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-
-    def _others(self, found: tuple[np.ndarray, np.ndarray], some: np.ndarray) -> np.ndarray:
-        """Likeness of the neighbours without the query itself, or without the last where twins pushed it out."""
-        likeness, rows = found
-        if self.own is None:
-            return likeness
-        itself = rows == self.own[some][:, None]
-        itself[~itself.any(axis=1), -1] = True
-        return likeness[~itself].reshape(len(rows), rows.shape[1] - 1)

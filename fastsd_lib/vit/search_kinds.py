@@ -1,7 +1,8 @@
 """Ways to find likely neighbours without comparing with every vector; the vectors themselves decide afterwards.
 
-Each class offers: `build(vectors, report)`, `candidates(queries, allowed)` -> rows per query, `add(prepared)`,
-`settings()` that `tune` tries from cheap to dear, `save(folder, state)` and `load(files)`.
+Each class offers: `build(vectors, seed, held)`, `settings(count)` that are tried from cheap to dear,
+`candidates(queries, allowed, least)` -> rows for each query, `complete(vectors, held)` once it is tuned (only then a graph
+gets the rows that were held out), `add(prepared)`, `save(folder, state)` -> names, `load(files)`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastsd_lib.core.errors import require
-from fastsd_lib.vit.exact_search import Vectors
+from fastsd_lib.vit.exact_search import BLOCK_ROWS, Vectors
 from fastsd_lib.vit.sealed_files import open_array
 
 _FEW = 100  # candidates that are looked at, at least
@@ -36,7 +37,7 @@ class Signs:
         self.width = 400  # candidates per query
         self._scan: tuple[Any, Any] | None = None  # (the allowed rows that it is for, scanner)
 
-    def build(self, vectors: Vectors, seed: int) -> None:
+    def build(self, vectors: Vectors, seed: int, held: np.ndarray) -> None:
         total = np.zeros(vectors.dimension, np.float64)
         for begin, block in vectors.blocks():
             total += vectors.prepared(block, vectors.squares[begin : begin + len(block)]).sum(
@@ -49,6 +50,9 @@ class Signs:
             for begin, block in vectors.blocks()
         ]
         self.codes = np.concatenate([self.codes, *parts])
+
+    def complete(self, vectors: Vectors, held: np.ndarray) -> None:
+        self._scan = None  # what was held out while tuning may be found from now on
 
     def add(self, prepared: np.ndarray) -> None:
         self.codes = np.concatenate([self.codes, self._encoded(prepared)])
@@ -127,6 +131,9 @@ class _Faiss:
     def add(self, prepared: np.ndarray) -> None:
         self.index.add(np.ascontiguousarray(prepared, np.float32))
 
+    def complete(self, vectors: Vectors, held: np.ndarray) -> None:
+        """All rows are in it already."""
+
     def candidates(self, queries: np.ndarray, allowed: np.ndarray | None, least: int) -> list[np.ndarray]:
         selector = None
         if allowed is not None:
@@ -153,10 +160,6 @@ class _Faiss:
 
         self.index = faiss.read_index(str(files[0]))
 
-    def _fill(self, vectors: Vectors) -> None:
-        for begin, block in vectors.blocks():
-            self.add(vectors.prepared(block, vectors.squares[begin : begin + len(block)]))
-
     def _parameters(self, selector: Any, count: int) -> Any:
         raise NotImplementedError
 
@@ -173,7 +176,7 @@ class Ivf(_Faiss):
         super().__init__()
         self.probes = 16
 
-    def build(self, vectors: Vectors, seed: int) -> None:
+    def build(self, vectors: Vectors, seed: int, held: np.ndarray) -> None:
         import faiss
 
         cells = int(2 ** np.round(np.log2(max(np.sqrt(len(vectors)), 1))))
@@ -184,7 +187,8 @@ class Ivf(_Faiss):
         rows = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), 64 * cells), replace=False)
         rows.sort()
         self.index.train(vectors.prepared(vectors.take(rows), vectors.squares[rows]))
-        self._fill(vectors)
+        for begin, block in vectors.blocks():
+            self.add(vectors.prepared(block, vectors.squares[begin : begin + len(block)]))
 
     def settings(self, count: int) -> Iterator[dict[str, int]]:
         for width in sorted({min(times * _FEW, _most(count)) for times in (1, 4, 16, 64)}):
@@ -206,8 +210,9 @@ class Hnsw(_Faiss):
     def __init__(self) -> None:
         super().__init__()
         self.effort = 128
+        self.order = np.zeros(0, np.int64)  # rows in the order in which they came into the graph
 
-    def build(self, vectors: Vectors, seed: int) -> None:
+    def build(self, vectors: Vectors, seed: int, held: np.ndarray) -> None:
         import faiss
 
         metric = faiss.METRIC_L2 if vectors.metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -216,7 +221,33 @@ class Hnsw(_Faiss):
         rows = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), 50_000), replace=False)
         rows.sort()
         self.index.train(vectors.prepared(vectors.take(rows), vectors.squares[rows]))
-        self._fill(vectors)
+        self._enter(vectors, np.setdiff1d(np.arange(len(vectors)), held))
+
+    def complete(self, vectors: Vectors, held: np.ndarray) -> None:
+        self._enter(vectors, held)
+
+    def add(self, prepared: np.ndarray) -> None:
+        self.order = np.append(self.order, np.arange(len(self.order), len(self.order) + len(prepared)))
+        super().add(prepared)
+
+    def candidates(self, queries: np.ndarray, allowed: np.ndarray | None, least: int) -> list[np.ndarray]:
+        if allowed is not None:
+            allowed = np.flatnonzero(np.isin(self.order, allowed))
+        return [self.order[places] for places in super().candidates(queries, allowed, least)]
+
+    def save(self, folder: Path, state: str) -> list[str]:
+        np.save(folder / f"hnsw-order-{state}.npy", self.order)
+        return [*super().save(folder, state), f"hnsw-order-{state}.npy"]
+
+    def load(self, files: Sequence[Path]) -> None:
+        super().load(files)
+        self.order = np.array(open_array(files[1]))
+
+    def _enter(self, vectors: Vectors, rows: np.ndarray) -> None:
+        for begin in range(0, len(rows), BLOCK_ROWS):
+            some = rows[begin : begin + BLOCK_ROWS]
+            self.order = np.append(self.order, some)
+            super().add(vectors.prepared(vectors.take(some), vectors.squares[some]))
 
     def settings(self, count: int) -> Iterator[dict[str, int]]:
         for effort in _doubled(32, min(count, 4096)):
