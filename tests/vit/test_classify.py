@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +155,26 @@ def test_answers_come_while_pictures_are_still_read(classifier, pictures):
 def test_more_pictures_than_fit_ahead_are_written_to_a_file(classifier, pictures, tmp_path):
     summary = write_predictions(classifier.classify(pictures * 20), tmp_path / "out.csv")
     assert summary.pictures == 220 and len((tmp_path / "out.csv").read_text().splitlines()) == 221
+
+
+def test_ctrl_c_ends_a_program_at_once_and_leaves_no_thread_behind(model, pictures):
+    program = (
+        "import itertools, sys\n"
+        "from fastsd_lib.vit.classify import Classifier\n"
+        "from fastsd_lib.vit.config import RunnerConfig\n"
+        "with Classifier(sys.argv[1], RunnerConfig('torch')) as classifier:\n"
+        "    for number, _ in enumerate(classifier.classify(itertools.repeat(sys.argv[2]))):\n"
+        "        if number == 20: print('at work', flush=True)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, str(model.path), str(pictures[0])],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdout.readline() == "at work\n"
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode != 0 and told.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert told.count("Traceback") == 1
 
 
 @pytest.mark.parametrize(
