@@ -147,6 +147,10 @@ def _run(config: VitTrainConfig, images: ImageFolder, out: Path, report: Report)
     model = train(config, out, report, images=images).model
     seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
     found = evaluate(model, images.test, RUNNER)
+    print(
+        f"  {out.name}: {found.right} of {found.images} right, {seconds:.0f} s, {cpu_seconds:.0f} s of CPU",
+        flush=True,
+    )
     return Figure(found.right, found.images, seconds, cpu_seconds, model.parameters), model
 
 
