@@ -12,7 +12,7 @@ import numpy as np
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit.config import Backend, Features, RunnerConfig
-from fastsd_lib.vit.model import VitModel, open_model
+from fastsd_lib.vit.model import VitModel, open_model, refuse_without_memory
 from fastsd_lib.vit.model_files import EXPORT
 
 
@@ -56,6 +56,11 @@ def open_runner(
         raise UserError(f"There is no backend {backend!r}.", fix=f"take one of: auto, {', '.join(RUNNERS)}.")
     if config.batch_size < 1:
         raise UserError(f"The batch size is {config.batch_size}.", fix="take 1 or more.")
+    # A GPU's batches lie in its own memory, and running out of that halves them.
+    on_gpu = backend == "torch" and (
+        config.device.startswith("cuda") or (config.device == "auto" and _has_gpu())
+    )
+    refuse_without_memory(model, config.precision, 1 if on_gpu else config.batch_size)
     module, _, function = RUNNERS[backend].partition(":")
     return getattr(importlib.import_module(module), function)(model, output, config)
 

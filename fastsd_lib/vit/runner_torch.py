@@ -13,7 +13,7 @@ from torch import nn
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit import exports
 from fastsd_lib.vit.config import RunnerConfig
-from fastsd_lib.vit.model import VitModel, load_torch, refuse_without_memory, torch_dtype
+from fastsd_lib.vit.model import VitModel, load_torch, torch_dtype
 from fastsd_lib.vit.outputs import Output, output_module
 
 
@@ -65,7 +65,7 @@ class TorchRunner:
 
 
 def open_torch(model: VitModel, output: Output = "logits", config: RunnerConfig | None = None) -> TorchRunner:
-    """UserError for a device that is not here, a precision it does not compute with, or too little memory."""
+    """UserError for a device that is not here, or a precision it does not compute with."""
     config = config or RunnerConfig()
     device = _device(config.device)
     export = exports.of_model(model, output, "safetensors")
@@ -82,10 +82,8 @@ def open_torch(model: VitModel, output: Output = "logits", config: RunnerConfig 
             f"PyTorch runs a ViT in fp32, bf16 or fp16, not in {precision}.",
             fix=f"take one of these, or make an export: fastsd vit quantize --precision {precision}",
         )
-    if device.type == "cpu":
-        refuse_without_memory(model, precision, config.batch_size)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+    if device.type == "cpu" and config.threads:
+        torch.set_num_threads(config.threads)
     loaded = load_torch(model, dtype=torch_dtype(precision), device=str(device))
     return TorchRunner(output_module(loaded, output), precision, device, config.batch_size)
 
