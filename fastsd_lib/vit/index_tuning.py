@@ -43,15 +43,14 @@ def tune(index: Index, target: float, held: np.ndarray, queries: np.ndarray | No
     tuning, measuring = (
         np.arange(half, len(queries), 2) if len(queries) > 1 else np.arange(1) for half in (0, 1)
     )
-    best, reached, exhausted = {}, -1.0, 0
-    last_width, last = 0, -1.0
+    best, reached = {}, -1.0
+    width, last, idle = 0, -1.0, 0
     for setting in index.finder.settings(count):
-        if setting["width"] == exhausted:  # more effort finds no more: the candidates are too few
-            continue
+        if setting["width"] == width and idle == 2:
+            continue  # more effort finds no more: the candidates are too few
         recall, doubt = trial.recall(setting, tuning)
-        if setting["width"] == last_width and recall <= last:
-            exhausted = last_width
-        last_width, last = setting["width"], recall
+        idle = idle + 1 if setting["width"] == width and recall <= last else 0
+        width, last = setting["width"], recall
         if recall > reached:
             best, reached = setting, recall
         if recall - doubt >= target:

@@ -250,7 +250,7 @@ class Hnsw(_Faiss):
             super().add(vectors.prepared(vectors.take(some), vectors.squares[some]))
 
     def settings(self, count: int) -> Iterator[dict[str, int]]:
-        for effort in _doubled(32, min(count, 4096)):
+        for effort in _doubled(_FEW, min(count, 6400)):  # less than the width would be raised to it
             yield {"width": _FEW, "effort": effort}
 
     def _parameters(self, selector: Any, count: int) -> Any:
