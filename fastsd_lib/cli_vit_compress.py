@@ -14,7 +14,8 @@ from fastsd_lib.cli_words import add_root, command, console_progress, opened, sh
 from fastsd_lib.vit.train_config import VitTrainConfig
 from fastsd_lib.workflows.vit_compress import KINDS
 
-FORMATS = ("onnx", "openvino", "safetensors", "tensorflow", "tflite", "coreml", "tensorrt")
+ENDPOINT = "endpoint"  # a folder for Hugging Face's Inference Endpoints
+FORMATS = ("onnx", "openvino", "safetensors", "tensorflow", "tflite", "coreml", "tensorrt", ENDPOINT)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8w", "int4w")
 
 
@@ -64,6 +65,11 @@ def add_verbs(verbs: Any) -> None:
 def _export(options: argparse.Namespace, rest: list[str]) -> int:
     from fastsd_lib.workflows import vit
 
+    if options.format == ENDPOINT:
+        folder = vit.endpoint(options.model, options.out or Path("exports") / ENDPOINT)
+        how = "push this folder to the Hub as a model, and create an endpoint of it: its README.md says how"
+        show(options, {"path": str(folder), "format": ENDPOINT}, [f"{folder} ({ENDPOINT})", f"Next: {how}"])
+        return 0
     made = vit.export(options.model, options.format, options.precision, options.out)
     value = {
         "path": str(made.path), "opens": str(made.opens), "format": made.format, "precision": made.precision,

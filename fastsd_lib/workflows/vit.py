@@ -18,7 +18,7 @@ from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import ClassifyConfig, RunnerConfig
 from fastsd_lib.webui.vit_server.config import ServeConfig
-from fastsd_lib.workflows.vit_compress import export, quantize
+from fastsd_lib.workflows.vit_compress import endpoint, export, quantize
 from fastsd_lib.workflows.vit_model import EMBEDDED, open_model
 from fastsd_lib.workflows.vit_pictures import sample_data
 from fastsd_lib.workflows.vit_search import clusters, duplicates, embed, index, outliers, search
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from fastsd_lib.webui.vit_server.running import Running
 
 __all__ = [  # what scripts may call: `from fastsd_lib.workflows import vit`
-    "classify", "clusters", "duplicates", "embed", "evaluate", "explain", "export", "headline", "index", "open_model",
-    "outliers", "probe", "quantize", "sample_data", "search", "serve", "train", "write_predictions",
+    "classify", "clusters", "duplicates", "embed", "endpoint", "evaluate", "explain", "export", "headline", "index",
+    "open_model", "outliers", "probe", "quantize", "sample_data", "search", "serve", "train", "write_predictions",
 ]  # fmt: skip
 
 

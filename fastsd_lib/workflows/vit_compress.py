@@ -40,6 +40,17 @@ def export(
     )
 
 
+def endpoint(model: str | Path | VitModel = EMBEDDED, out: str | Path = "endpoint") -> Path:
+    """Write a model as a folder that Hugging Face's Inference Endpoints run as it is: weights, handler.py, README.md.
+
+    UserError for a model without classes, and a folder that holds anything but an endpoint.
+    """
+    opened = open_model(model)
+    from fastsd_lib.vit.endpoint.write import write_endpoint
+
+    return write_endpoint(opened, out)
+
+
 def quantize(
     data: str | Path,
     model: str | Path | VitModel = EMBEDDED,

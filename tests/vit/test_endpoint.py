@@ -7,11 +7,13 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_vit import make_vit, photos
 
+from fastsd_lib import cli
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit.calibration_file import write_facts
 from fastsd_lib.vit.endpoint.write import write_endpoint
@@ -164,6 +166,22 @@ def test_an_endpoint_is_written_again_but_nothing_else_is_overwritten(folder, tm
         write_endpoint(model, tmp_path / "other")
     assert "new folder" in caught.value.fix
     assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_command_line_writes_one_and_says_what_to_do_with_it(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["vit", "export", "--format", "endpoint", "--model", str(folder), "--out", str(out)]) == 0
+    assert "push this folder" in capsys.readouterr().out
+    assert {"handler.py", "model.safetensors", "requirements.txt", "README.md"} <= {
+        one.name for one in out.iterdir()
+    }
+    (folder / "model.safetensors").rename(folder / "weights")
+    try:
+        with pytest.raises(UserError, match="no weights") as caught:
+            write_endpoint(replace(open_model(out), path=folder), tmp_path / "none")
+        assert "not an export" in caught.value.fix
+    finally:
+        (folder / "weights").rename(folder / "model.safetensors")
 
 
 def _same(found: list, expected: list, within: float = 1e-5) -> None:

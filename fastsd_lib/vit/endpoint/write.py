@@ -8,7 +8,7 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.vit import calibration_file
-from fastsd_lib.vit.config import CONFIG, PROCESSOR
+from fastsd_lib.vit.config import CONFIG, PROCESSOR, WEIGHTS
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.whole_folder import whole_folder
 
@@ -30,6 +30,11 @@ def write_endpoint(model: VitModel, folder: Path | str) -> Path:
         raise UserError(
             f"{model.name} has no classifier, so an endpoint could tell no labels.",
             fix="take a model for image classification.",
+        )
+    if not (model.path / WEIGHTS).is_file() and not any(model.path.glob("*.safetensors.index.json")):
+        raise UserError(
+            f"{model.path} holds no weights that transformers reads.",
+            fix="name the model itself, not an export of it.",
         )
     weights = [*model.path.glob("*.safetensors"), *model.path.glob("*.safetensors.index.json")]
     with plain_disk_errors(f"writing the endpoint {folder}"), whole_folder(folder, ours=_is_ours) as scratch:
