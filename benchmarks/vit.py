@@ -217,7 +217,7 @@ def _first_label(name: str, work: Path, photo: Path) -> dict[str, float]:
         imports = (
             "from fastsd_lib.vit.classify import Classifier\nfrom fastsd_lib.vit.config import RunnerConfig"
         )
-        imports += "\nfrom fastsd_lib.vit import runner_openvino\nimport openvino, torch"
+        imports += "\nfrom fastsd_lib.vit import runner_openvino\nimport openvino"
         precision = "auto" if name == "fastsd int8" else ways.OURS[name]
         call = f"next(Classifier(sys.argv[1], RunnerConfig(precision={precision!r})).classify(sys.argv[2])).label"
     else:

@@ -48,3 +48,6 @@ class Features:
     )  # -1 = after the final LayerNorm, 0 = the embedded patches, n = after block n (before that LayerNorm)
     pool: Pool = "cls"  # the class token, or the mean over the patches
     normalize: bool = False  # to length 1
+
+
+Output = Literal["logits"] | Features

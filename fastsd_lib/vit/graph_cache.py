@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from fastsd_lib.core.files import fingerprint, plain_disk_errors, sha256_file, write_json
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import fingerprint, sha256_file, write_json
 from fastsd_lib.vit.config import CONFIG
 from fastsd_lib.vit.exports import source_sha256
 from fastsd_lib.vit.model import VitModel
@@ -22,6 +22,7 @@ from fastsd_lib.vit.whole_folder import whole_folder
 FORMAT = 1  # raise it when the way of tracing changes
 KEPT = 8  # of each library; the ones used last
 WHOLE = "made_of.json"
+_making = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -40,19 +41,31 @@ def cached_graph(
         "weights": source_sha256(model),
         "config": sha256_file(model.path / CONFIG),
         "output": asdict(output) if is_dataclass(output) else output,
-        "versions": [version, torch.__version__, transformers.__version__],
+        "versions": [version, metadata.version("torch"), metadata.version("transformers")],
     }
     shelf = cache_folder() / library
     folder = shelf / fingerprint(made_of)
-    if not _is_whole(folder):
-        with plain_disk_errors(f"keep the {library} graph of {model.name}"):
-            with whole_folder(folder, ours=lambda _: True) as scratch:
-                make(scratch)
-                write_json(scratch / WHOLE, made_of)
-            _forget_oldest(shelf)
+    with _making:  # two threads that want the same graph make it once
+        if not _is_whole(folder):
+            _make(model, library, folder, made_of, make)
     with suppress(OSError):  # a read-only cache serves as well
         os.utime(folder)
     return folder
+
+
+def _make(
+    model: VitModel, library: str, folder: Path, made_of: dict[str, Any], make: Callable[[Path], None]
+) -> None:
+    try:
+        with whole_folder(folder, ours=lambda _: True) as scratch:
+            make(scratch)
+            write_json(scratch / WHOLE, made_of)
+        _forget_oldest(folder.parent)
+    except OSError as error:
+        raise UserError(
+            f"The {library} graph of {model.name} cannot be kept in {folder.parent}: {error.strerror or error}.",
+            fix="free some space there, or set XDG_CACHE_HOME to a folder that you may write to.",
+        ) from None
 
 
 def _is_whole(folder: Path) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.vit.config import Features
+from fastsd_lib.vit.config import Features, Output
 
-Output = Literal["logits"] | Features
 #: Model types with a class token -> how many tokens stand before the patches (DeiT's second is for distillation).
 CLASS_TOKENS = {"vit": 1, "deit": 2, "dinov2": 1, "beit": 1, "vit_msn": 1}
 
@@ -53,7 +52,9 @@ class FeaturesOf(nn.Module):
 
 def output_module(model: nn.Module, output: Output = "logits") -> nn.Module:
     """The module that computes `output`; UserError for a layer or a token that the model does not have."""
-    for part in model.modules():  # tracers read every property, and transformers warns of the loss that a part lacks
+    for (
+        part
+    ) in model.modules():  # tracers read every property, and transformers warns of the loss that a part lacks
         if getattr(part, "loss_type", "") is None:
             part.loss_function = None
     if output == "logits":

@@ -12,10 +12,9 @@ import numpy as np
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit import exports, intel
-from fastsd_lib.vit.config import RunnerConfig
+from fastsd_lib.vit.config import Output, RunnerConfig
 from fastsd_lib.vit.graph_cache import cached_graph
 from fastsd_lib.vit.model import VitModel, load_torch
-from fastsd_lib.vit.outputs import Output, output_module
 from fastsd_lib.vit.pixels import INPUT, OUTPUT, checked
 
 GRAPH = "model.xml"
@@ -54,11 +53,11 @@ def trace(module: Any, image_px: tuple[int, int]) -> Any:
     """The openvino.Model of a torch module: INPUT (any batch, 3, H, W) -> OUTPUT; nodes are named by modules."""
     import torch
 
+    from fastsd_lib.vit.weights import in_silence
+
     openvino = intel.openvino()
-
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(), warnings.catch_warnings(), in_silence():
         warnings.simplefilter("ignore")  # sizes are constants here: the tracer says so of each
-
         example = torch.zeros(2, 3, *image_px)
         graph = openvino.convert_model(module, example_input=example, input=[-1, 3, *image_px])
     graph.inputs[0].get_tensor().set_names({INPUT})
@@ -147,6 +146,10 @@ class _Lane:
 
 
 def _trace(model: VitModel, output: Output, folder: Path) -> None:
+    """torch loads here only: a graph that is kept runs without it, and a program starts two seconds earlier."""
+    # torch loads here: a graph that is kept is run without it
+    from fastsd_lib.vit.outputs import output_module
+
     graph = trace(output_module(load_torch(model), output), model.image_px)
     intel.openvino().save_model(
         graph, folder / GRAPH, compress_to_fp16=False
