@@ -147,7 +147,6 @@ class _Lane:
 
 def _trace(model: VitModel, output: Output, folder: Path) -> None:
     """torch loads here only: a graph that is kept runs without it, and a program starts two seconds earlier."""
-    # torch loads here: a graph that is kept is run without it
     from fastsd_lib.vit.outputs import output_module
 
     graph = trace(output_module(load_torch(model), output), model.image_px)
