@@ -114,7 +114,7 @@ def _asked(folder: Path, requests: list, *, hidden: bool = True) -> dict:
         command, capture_output=True, text=True, cwd=folder if hidden else None, timeout=240, check=False
     )
     assert "ANSWERS" in done.stdout, done.stderr[-2000:]
-    return json.loads(done.stdout.partition("ANSWERS")[2])
+    return json.loads(done.stdout.partition("ANSWERS")[2]) | {"log": done.stderr[-2000:]}
 
 
 def _text(file: Path) -> str:
@@ -137,7 +137,7 @@ def test_the_folder_answers_what_the_pipeline_of_transformers_answers(told, fold
 
 def test_with_fastsd_lib_the_same_labels_come_from_its_runner(told, folder, pictures):
     fast = _asked(folder, _good(pictures), hidden=False)
-    assert fast["by"] != "transformers" and fast["fastsd"]
+    assert fast["by"] != "transformers" and fast["fastsd"], fast["log"]
     for found, expected in zip(fast["answers"][2], told["answers"][2], strict=True):
         _same(found, expected, 0.02)  # bf16 where the processor computes with it
 

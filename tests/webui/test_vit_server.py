@@ -246,6 +246,21 @@ def test_bodies_of_all_requests_together_have_a_limit(model, pictures):
         assert client.post("/", content=iter([body]), headers=JPEG).status_code == 200
 
 
+def test_addresses_are_fetched_only_where_allowed_and_never_from_this_network(model, client):
+    refused = client.post("/", json={"inputs": "https://example.org/cat.jpg"})
+    assert refused.status_code == 422 and "fetches none" in refused.json()["error"]
+    with served(model, fetch_urls=True) as running, asking(running) as open_client:
+        for address in (
+            "https://127.0.0.1/cat.jpg",
+            "https://[::1]:8443/cat.jpg",
+            "https://169.254.169.254/latest/meta-data",
+            "http://127.0.0.1:22/",
+            "file:///etc/passwd",
+        ):
+            answer = open_client.post("/", json={"inputs": address})
+            assert answer.status_code == 422 and "in base64" in answer.json()["error"], answer.text
+
+
 # ------------------------------------------------------------------ what a host asks
 
 
