@@ -206,12 +206,25 @@ def _tracked() -> list[Path]:
 
 
 def test_every_package_that_is_imported_is_named_in_pyproject():
-    provides = {"PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "google": "google-colab"}
+    provides = {
+        "PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image", "google": "google-colab",
+        "sklearn": "scikit-learn", "faiss": "faiss-cpu", "tensorflow": "tensorflow-cpu",
+    }  # fmt: skip
     promised = {
         profiles.split(one)[0] for profile in profiles.PROFILES for one in profiles.requirements(profile)
     }
-    # Parts of what is promised: gradio is built on starlette, IPython is ipywidgets' other half, tomli is pytest's.
-    promised |= {"google-colab", "ipython", "starlette", "anyio", "jupyter-server", "tokenizers", "tornado"}
+    # Parts of what is promised: gradio is built on starlette, IPython is ipywidgets' other half, tomli is pytest's,
+    # rich is NNCF's.
+    promised |= {
+        "google-colab",
+        "ipython",
+        "starlette",
+        "anyio",
+        "jupyter-server",
+        "tokenizers",
+        "tornado",
+        "rich",
+    }
     for path in [*_sources(), *(REPOSITORY / "benchmarks").rglob("*.py")]:
         for name in _imports(ast.parse(path.read_text(encoding="utf-8"))):
             top = name.split(".")[0]
