@@ -39,7 +39,7 @@ def clusters_picture(
     for rows in shown:
         for column in range(columns):
             row = rows[column] if column < len(rows) else None
-            pictures.append(None if row is None else thumbnail(store.place(row), cell_px))
+            pictures.append(None if row is None else thumbnail(store.place(row) or store.keys[row], cell_px))
             labels.append("" if row is None else short(store.keys[row]))
     sizes = found.sizes
     names = [f"cluster {number}\n{sizes[number]:,} pictures" for number in range(len(shown))]
@@ -110,7 +110,7 @@ def duplicates_picture(
     for number, group in enumerate(groups[:most]):
         for column in range(columns):
             there = column < len(group.rows)
-            pictures.append(thumbnail(group.places[column], cell_px) if there else None)
+            pictures.append(thumbnail(group.places[column] or group.keys[column], cell_px) if there else None)
             labels.append(short(group.keys[column]) if there else "")
         more = f", {len(group.rows) - columns} more" if len(group.rows) > columns else ""
         names.append(f"{number + 1}: {len(group.rows)} pictures{more}\n{' + '.join(group.ways)}")
@@ -125,7 +125,7 @@ def outliers_picture(
     """The oddest first, with how many spreads each is beyond the middle."""
     if not found:
         raise UserError("There are no outliers to show.", fix="ask for one or more.")
-    pictures = [thumbnail(one.place, cell_px) for one in found]
+    pictures = [thumbnail(one.place or one.key, cell_px) for one in found]
     labels = [f"{one.beyond:+.1f} {short(one.key)}" for one in found]
     note = "spreads beyond the middle of all scores"
     return sheet(pictures, labels, min(columns, len(found)), cell_px, title or "Oddest pictures", note)

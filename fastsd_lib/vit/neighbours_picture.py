@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
+from fastsd_lib.core.archives import Budget, open_zip, zip_members
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.text import escaped
 from fastsd_lib.images.grid import contact_sheet
-from fastsd_lib.images.load import PhotoError, PhotoLimits, read_photo
+from fastsd_lib.images.load import PhotoLimits, read_photo
 from fastsd_lib.vit.image_search import Neighbour
 
 _ANY = PhotoLimits(min_side_px=1, max_aspect=1e9, max_pixels=400_000_000)
@@ -40,7 +43,7 @@ def neighbours_picture(
             labels.append("asked for")
         for place in range(wide):
             one = row[place] if place < len(row) else None
-            pictures.append(thumbnail(one.place, cell_px) if one else None)
+            pictures.append(thumbnail(one.place or one.key, cell_px) if one else None)
             labels.append(f"{one.score:.3f} {short(one.key)}" if one else "")
     if len(lists) == 1:
         columns = None
@@ -67,17 +70,36 @@ def sheet(
 
 
 def thumbnail(source: Image.Image | str | Path | None, side_px: int) -> Image.Image | None:
-    """An RGB picture of at most `side_px` at its long side; None for what is not there or cannot be read."""
+    """An RGB picture of at most `side_px` at its long side; None for what is not there or cannot be read.
+
+    A key such as "photos.zip!cats/1.jpg", as pictures in a zip have it, is looked up in the zip.
+    """
     if source is None:
         return None
-    if isinstance(source, Image.Image):
-        picture = source.convert("RGB")
-        picture.thumbnail((side_px, side_px))
-        return picture
     try:
-        return read_photo(Path(source), limits=_ANY, max_side_px=side_px).image
-    except PhotoError:
+        if isinstance(source, Image.Image):
+            picture = source.convert("RGB")
+        elif ".zip!" in str(source):
+            with Image.open(io.BytesIO(_in_zip(str(source)))) as opened:
+                opened.draft("RGB", (side_px, side_px))
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+        else:
+            return read_photo(Path(source), limits=_ANY, max_side_px=side_px).image
+    except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+    picture.thumbnail((side_px, side_px))
+    return picture
+
+
+def _in_zip(key: str) -> bytes:
+    """UserError or OSError where there is no such zip or nothing of this name in it."""
+    archive, _, name = key.partition(".zip!")
+    path = Path(f"{archive}.zip")
+    with open_zip(path) as opened:
+        for member in zip_members(opened, Budget(path.name, path.stat().st_size)):
+            if escaped(member.name) == name:
+                return b"".join(member.blocks())
+    raise FileNotFoundError(key)
 
 
 def short(key: str) -> str:

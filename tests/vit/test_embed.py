@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_a_second_run_embeds_only_what_is_new_or_changed_and_drops_what_is_gone(
     moved = folder.rename(tmp_path / "elsewhere")
     assert count_pictures(model, moved, out) == 0
     assert VectorStore.open(out).place(0) == moved / names[0]
+
+
+def test_pictures_in_a_zip_are_known_by_their_bytes(model, folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"in/{path.name}")
+    packed = run(model, tmp_path / "all.zip", tmp_path / "out")
+    assert np.array_equal(packed.vectors, run(model, folder, tmp_path / "direct").vectors)
+    assert packed.keys[0].endswith("all.zip!in/photo_0000.jpg")
+    assert count_pictures(model, tmp_path / "all.zip", tmp_path / "out") == 0
+    with zipfile.ZipFile(tmp_path / "all.zip", "a") as archive:
+        archive.write(folder / "photo_0001.jpg", "in/z.jpg")
+    assert count_pictures(model, tmp_path / "all.zip", tmp_path / "out") == 1
 
 
 def count_pictures(model: VitModel, what, out: Path) -> int:
