@@ -78,7 +78,7 @@ class Classifier:
             recursive=self.config.recursive, ahead=self._ahead(),
         )  # fmt: skip
         total = count_of(what, recursive=self.config.recursive)
-        progress = _Progress(on_progress, total)
+        progress = _Progress(on_progress, total, self.model.notes)
         views = None if total is None else total * VIEWS[self.config.augment]
         size = _even_batch(views, self.runner.batch_size)
         send = self.runner.submit if views != 1 else self._with_all_processors
@@ -148,8 +148,8 @@ class _Batch:
 class _Progress:
     """Events for the caller; where the total is not known, it grows with what is done."""
 
-    def __init__(self, report: Report, total: int | None) -> None:
-        self._report, self._total = report, total
+    def __init__(self, report: Report, total: int | None, notes: tuple[str, ...]) -> None:
+        self._report, self._total, self._notes = report, total, notes
         self._done = self._bad = 0
         self._began = time.monotonic()
         if total:
@@ -174,6 +174,10 @@ class _Progress:
         facts: dict[str, float | str] = {"per_s": self._done / spent}
         if self._bad:
             facts["bad"] = self._bad
+        if (
+            self._notes and self._done >= total
+        ):  # last: on a terminal each line is written over the one before
+            facts[""] = "; ".join(self._notes)
         self._report(ProgressEvent(TASK, self._done, total, facts))
 
 

@@ -137,6 +137,15 @@ def test_progress_goes_from_nothing_to_all_and_counts_the_bad(classifier, pictur
     assert [event.done >= event.total for event in stream].count(True) == 1
 
 
+def test_classes_without_names_are_told_with_the_last_event(tmp_path, pictures):
+    folder = make_vit(tmp_path / "tiny", classes=("LABEL_0", "LABEL_1"))
+    events = []
+    with Classifier(folder, EXACT) as classifier:
+        list(classifier.classify(pictures, events.append))
+    assert "names its classes LABEL_0 to LABEL_1: what they mean is not written" in events[-1].facts[""]
+    assert "" not in events[0].facts
+
+
 def test_answers_come_while_pictures_are_still_read(classifier, pictures):
     """Nothing waits for the end: with 4,000 pictures asked for, the first answer comes after a few dozen."""
     taken = []
