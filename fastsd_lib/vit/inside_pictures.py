@@ -23,6 +23,7 @@ from fastsd_lib.vit.patches import position_similarity
 from fastsd_lib.vit.predictions import probabilities
 
 DEFAULT_WAYS = ("patches", "attention", "rollout", "gradcam")  # a pass or two each; the others take longer
+_CONTROLS = 3  # random maps beside each real one: each is 34 passes
 _NEEDS_ATTENTION = {"positions", "attention", "heads", "rollout", "relevance"}
 
 
@@ -187,7 +188,10 @@ def _faithfulness(look: _Look) -> Image.Image:
     if not look.inside.hierarchical:
         maps["rollout"] = look.rollout()
         maps["relevance"] = relevance_map(look.inside, look.image, look.target)
-    scores = {name: faithfulness(look.inside, look.image, heat, look.target) for name, heat in maps.items()}
+    scores = {
+        name: faithfulness(look.inside, look.image, heat, look.target, controls=_CONTROLS)
+        for name, heat in maps.items()
+    }
     return cards.curves_card(scores, f"Do the maps mean something? {look.asked}")
 
 

@@ -78,22 +78,24 @@ def faithfulness(
     *,
     steps: int = 16,
     seed: int = 0,
+    controls: int = _CONTROLS,
 ) -> Faithfulness:
-    """Delete and insert the cells of `heat` (h, w), the hottest first, in `steps` steps; the same for random maps."""
+    """Delete and insert the cells of `heat` (h, w), the hottest first, in `steps` steps.
+
+    The same for `controls` random maps: 2 (steps + 1) (1 + controls) pictures are computed.
+    """
     inside = Inside.of(model)
     pixels = inside.pixels(image)
     with torch.no_grad():
         index = inside.class_index(target, inside.logits(pixels))
         delete, insert = _curves(inside, pixels, np.asarray(heat, float), index, steps)
         random = np.random.default_rng(seed)
-        controls = [
-            _curves(inside, pixels, random.random(heat.shape), index, steps) for _ in range(_CONTROLS)
-        ]
+        ruled = [_curves(inside, pixels, random.random(heat.shape), index, steps) for _ in range(controls)]
     return Faithfulness(
         _area(delete),
         _area(insert),
-        float(np.mean([_area(one) for one, _ in controls])),
-        float(np.mean([_area(two) for _, two in controls])),
+        float(np.mean([_area(one) for one, _ in ruled])),
+        float(np.mean([_area(two) for _, two in ruled])),
         tuple(float(one) for one in delete),
         tuple(float(one) for one in insert),
     )
