@@ -41,7 +41,7 @@ def items_of(what: Any, *, recursive: bool = True) -> Iterator[Item]:
 
     `what`: a path, folder, glob pattern, zip, https address, PIL image, array (one picture, or four dimensions for
     several), bytes of a file, or any iterable of these. Nothing is opened that is not asked for. UserError for what
-    is not there or holds no pictures; a file among others that turns out to be none is told when it is read.
+    is not there or holds no pictures; one file of several that is missing or no picture is told when it is read.
     """
     yield from _Naming(recursive).items(what)
 
@@ -49,14 +49,20 @@ def items_of(what: Any, *, recursive: bool = True) -> Iterator[Item]:
 def count_of(what: Any, *, recursive: bool = True) -> int | None:
     """How many pictures `what` has, without opening them; None for a stream, which only its end can tell."""
     if isinstance(what, (list, tuple)):
-        counts = [count_of(one, recursive=recursive) for one in what]
+        counts = [_count(one, recursive, len(what) > 1) for one in what]
         return None if None in counts else sum(one for one in counts if one is not None)
+    return _count(what, recursive, among=False)
+
+
+def _count(what: Any, recursive: bool, among: bool) -> int | None:
+    if isinstance(what, (list, tuple)):
+        return count_of(what, recursive=recursive)
     if isinstance(what, np.ndarray):
         return len(what) if what.ndim == 4 else 1
-    if isinstance(what, (bytes, bytearray, memoryview, Image.Image)) or _is_address(what):
+    if isinstance(what, (bytes, bytearray, memoryview, Image.Image, Item)) or _is_address(what):
         return 1
     if isinstance(what, (str, os.PathLike)):
-        return sum(1 for _ in _paths(str(os.fspath(what)), recursive, counting=True))
+        return sum(1 for _ in _paths(str(os.fspath(what)), recursive, among, counting=True))
     return None
 
 
@@ -66,12 +72,12 @@ class _Naming:
     def __init__(self, recursive: bool) -> None:
         self._recursive, self._given = recursive, 0
 
-    def items(self, what: Any) -> Iterator[Item]:
+    def items(self, what: Any, among: bool = False) -> Iterator[Item]:
         self._given += 1
         if _is_address(what):
             yield Item(what, what)
         elif isinstance(what, (str, os.PathLike)):
-            yield from _from_path(str(os.fspath(what)), self._recursive)
+            yield from _from_path(str(os.fspath(what)), self._recursive, among)
         elif isinstance(what, (bytes, bytearray, memoryview)):
             yield Item(f"picture {self._given}", bytes(what))
         elif isinstance(what, Image.Image):
@@ -82,8 +88,9 @@ class _Naming:
             yield from self._from_array(np.asarray(what))
         elif isinstance(what, Iterable):
             self._given -= 1
+            several = not isinstance(what, (list, tuple)) or len(what) > 1
             for one in what:
-                yield from self.items(one)
+                yield from self.items(one, among=several)
         else:
             raise UserError(f"{type(what).__name__} is nothing that has pictures.", fix=f"give {_KINDS}.")
 
@@ -107,16 +114,19 @@ def _is_address(what: Any) -> bool:
     return True
 
 
-def _from_path(text: str, recursive: bool) -> Iterator[Item]:
-    for path in _paths(text, recursive):
-        if path.suffix.lower() == ".zip":
+def _from_path(text: str, recursive: bool, among: bool) -> Iterator[Item]:
+    for path in _paths(text, recursive, among):
+        if path.suffix.lower() == ".zip" and path.is_file():
             yield from _from_zip(path)
         else:
             yield Item(escaped(str(path)), path)
 
 
-def _paths(text: str, recursive: bool, counting: bool = False) -> Iterator[Path]:
-    """The files behind a path or a pattern. While counting, a zip counts as often as it has pictures."""
+def _paths(text: str, recursive: bool, among: bool, counting: bool = False) -> Iterator[Path]:
+    """The files behind a path or a pattern. While counting, a zip counts as often as it has pictures.
+
+    A file that is not there is told when it is read if it is one `among` several.
+    """
     path = Path(text).expanduser()
     if not os.path.lexists(path) and glob.has_magic(text):
         found = sorted(glob.glob(str(path), recursive=True))
@@ -140,13 +150,13 @@ def _paths(text: str, recursive: bool, counting: bool = False) -> Iterator[Path]
                 fix="name the folder that holds the JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF files.",
             )
         return
-    if not path.exists():
+    if not path.exists() and not among:
         raise UserError(f"There is no file or folder {escaped(text)}.", fix="check the path.")
     yield from _file(path, counting)
 
 
 def _file(path: Path, counting: bool) -> Iterator[Path]:
-    if counting and path.suffix.lower() == ".zip":
+    if counting and path.suffix.lower() == ".zip" and path.is_file():
         yield from (path for _ in _zip_names(path))
     else:
         yield path

@@ -111,6 +111,7 @@ def test_what_is_counted_is_what_there_is(folder, tmp_path, what):
     ("what", "said", "way_out"),
     [
         ("none.jpg", "There is no file or folder none.jpg", "check the path"),
+        (["none.jpg"], "There is no file or folder none.jpg", "check the path"),
         ("none/*.jpg", r"No file fits none/\*.jpg", "check the pattern"),
         ("http://example.org/a.jpg", "http://example.org/a.jpg is not fetched", "https address"),
         ("ftp://example.org/a.jpg", "is not fetched", "https address"),
@@ -154,8 +155,8 @@ def test_pictures_come_in_order_and_bad_ones_are_told(folder, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"<html>")
     what = [folder / PHOTOS[0], bad, tmp_path / "gone.jpg", folder / PHOTOS[1], b"", np.zeros((2, 2, 7))]
-    bad_ones = [*what[:2], Item("gone", tmp_path / "gone.jpg"), *what[3:]]
-    found = list(read_ahead(bad_ones, TRANSFORM, readers=3))
+    assert count_of(what) == 6
+    found = list(read_ahead(what, TRANSFORM, readers=3))
     assert [read.index for read in found] == list(range(6))
     assert [read.views is not None for read in found] == [True, False, False, True, False, False]
     assert found[1].error == "bad.jpg is not a photo: it is a web page."
