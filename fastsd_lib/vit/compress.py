@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +77,10 @@ def compress(
             report(ProgressEvent("compress", number, len(kinds), {"": kind}))
             made.append(_make(model, kind, out / "exports", pictures, reference, gate or Gate(), report))
         report(ProgressEvent("compress", len(kinds), len(kinds)))
-    speeds = _speeds(model, made, rounds, seconds, threads, report)
+    running = {one.kind: one.export for one in made if one.export is not None and one.runs}
+    speeds = speeds_of(
+        running, model.image_px, rounds=rounds, seconds=seconds, threads=threads, report=report
+    )
     truth = pictures.truth
     table = Table(
         model=model.name,
@@ -124,33 +127,37 @@ def _make(
         return _Made(kind, None, None, f"not written: {error.message}")
 
 
-def _speeds(
-    model: VitModel, made: Sequence[_Made], rounds: int, seconds: float, threads: int, report: Report
+def speeds_of(
+    made: Mapping[str, Export],
+    image_px: tuple[int, int],
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    threads: int = 0,
+    report: Report = silent,
 ) -> dict[str, dict[int, float]]:
-    """kind -> batch -> pictures a second, the median of rounds in which every kind has its turn.
+    """name -> batch -> pictures a second, the median of rounds in which every export has its turn.
 
     So a machine that is busy for a while disturbs all of them and not one.
     """
-    found: dict[str, dict[int, list[float]]] = {one.kind: {} for one in made if one.runs}
+    found: dict[str, dict[int, list[float]]] = {name: {} for name in made}
     for number in range(rounds):
-        for one in made:
-            if one.export is None or not one.runs:
-                continue
-            report(ProgressEvent("speed", number, rounds, {"": one.kind}))
-            runner = open_runner(open_model(one.export.path), config=RunnerConfig(threads=threads))
+        for name, export in made.items():
+            report(ProgressEvent("speed", number, rounds, {"": name}))
+            runner = open_runner(open_model(export.path), config=RunnerConfig(threads=threads))
             try:
                 for batch in BATCHES:
-                    found[one.kind].setdefault(batch, []).append(_speed(runner, model, batch, seconds))
+                    found[name].setdefault(batch, []).append(_speed(runner, image_px, batch, seconds))
             finally:
                 runner.close()
     report(ProgressEvent("speed", rounds, rounds))
     return {
-        kind: {size: statistics.median(all_) for size, all_ in sizes.items()} for kind, sizes in found.items()
+        name: {size: statistics.median(each) for size, each in sizes.items()} for name, sizes in found.items()
     }
 
 
-def _speed(runner: Runner, model: VitModel, batch: int, seconds: float) -> float:
-    pixels = np.random.default_rng(0).standard_normal((batch, 3, *model.image_px), np.float32)
+def _speed(runner: Runner, image_px: tuple[int, int], batch: int, seconds: float) -> float:
+    pixels = np.random.default_rng(0).standard_normal((batch, 3, *image_px), np.float32)
     runner.run(pixels)  # the first call of a size prepares memory
     done, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or not done:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastsd_lib.core import disk
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import read_json, sha256_file, write_json
+from fastsd_lib.core.files import plain_disk_errors, read_json, sha256_file, write_json
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.whole_folder import whole_folder
 
@@ -104,8 +104,8 @@ def export(
     """
     recipe = recipe or Recipe()
     write = _exporter(format)
-    with whole_folder(out, ours=lambda folder: (folder / MANIFEST).is_file()) as folder:
-        written = write(model, precision, folder, recipe)
+    with plain_disk_errors(f"export {model.name}"), whole_folder(out, ours=is_export) as folder:
+        written = _written(write, model, format, precision, folder, recipe)
         _copy_configs(model, folder)
         write_json(folder / MANIFEST, _manifest(model, format, precision, folder, written, recipe, note))
         if format in BACKEND_OF:
@@ -207,6 +207,21 @@ def _exporter(format: str) -> Any:
         raise UserError(f"No export format {format!r} (there: {known}).", fix="pick one of these.")
     module, _, function = EXPORTERS[format].partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _written(
+    write: Any, model: VitModel, format: str, precision: str, folder: Path, recipe: Recipe
+) -> Written:
+    try:
+        return write(model, precision, folder, recipe)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # converters raise nearly anything where they do not know a kind of layer
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{model.name} could not be written as {format} {precision}: {reason}",
+            fix="choose another format or precision.",
+        ) from error
 
 
 def _copy_configs(model: VitModel, folder: Path) -> None:

@@ -18,6 +18,7 @@ from fastsd_lib.vit.pixels import INPUT, OUTPUT
 
 OPSET = 20  # the first with Gelu; TensorRT 10 and ONNX Runtime 1.17 read it
 GRAPH = "model.onnx"
+MAX_BYTES = 1_900_000_000  # protobuf ends at 2 GiB, and the graph needs some
 
 
 def graph_of(model: VitModel, output: Output = "logits") -> Path:
@@ -32,6 +33,11 @@ def graph_of(model: VitModel, output: Output = "logits") -> Path:
 
 def trace(model: VitModel, output: Output, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the ONNX graph of a model's output to `path`; the weights stay inside the file, as `dtype`."""
+    if model.parameters * dtype.itemsize > MAX_BYTES:
+        raise UserError(
+            f"{model.name} is too large for an ONNX file ({model.parameters / 1e9:.1f} billion weights; a file holds 2 GB).",
+            fix='export it as "openvino", or as "safetensors" with precision bf16.',
+        )
     # The plain attention: fused attention is written with guards for masked rows, which a ViT has not.
     module = output_module(load_torch(model, attention="eager", dtype=dtype), output)
     example = torch.zeros(2, 3, *model.image_px)

@@ -72,8 +72,8 @@ def check_kind(format: str, precision: str) -> None:
 
 
 def reference_answers(model: VitModel, pictures: UserSet, report: Report = silent) -> np.ndarray:
-    """(N, classes) logits in float32."""
-    runner = open_runner(model, config=RunnerConfig(precision="fp32"))
+    """(N, classes) logits of PyTorch in float32: what all others are held against."""
+    runner = open_runner(model, config=RunnerConfig(backend="torch", precision="fp32"))
     try:
         return pictures.answers(runner, report, f"answers of {runner.name}")
     finally:
