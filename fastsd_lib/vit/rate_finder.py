@@ -22,8 +22,8 @@ from fastsd_lib.vit.folder_data import ImageFolder
 from fastsd_lib.vit.layers import parameter_groups
 from fastsd_lib.vit.train_config import VitTrainConfig
 from fastsd_lib.vit.train_data import Batches
-from fastsd_lib.vit.train_loop import Run
 from fastsd_lib.vit.train_loss import Loss
+from fastsd_lib.vit.train_run import Run
 from fastsd_lib.vit.trainer import Training, starting_model
 from fastsd_lib.vit.training_sets import open_training_data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -236,6 +236,3 @@ class Batches(Sampler):
 def as_batch(batch: Any) -> Any:
     """The collate function of a set that hands out whole batches."""
     return batch
-
-
-__all__ = ["Batches", "Callable", "Draw", "Pictures", "Scale", "TrainingSet", "ValidationSet", "as_batch"]

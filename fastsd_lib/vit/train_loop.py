@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,84 +17,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import write_text
-from fastsd_lib.core.progress import ProgressEvent, Report
+from fastsd_lib.core.progress import ProgressEvent
 from fastsd_lib.sessions.checkpoints import Checkpoint, held, list_checkpoints, prune, write_checkpoint
 from fastsd_lib.vit import train_checkpoint as files
 from fastsd_lib.vit.augment import uniform
-from fastsd_lib.vit.distil import Teacher
 from fastsd_lib.vit.layers import parameter_groups
-from fastsd_lib.vit.train_config import VitTrainConfig
-from fastsd_lib.vit.train_data import Batches, TrainingSet, ValidationSet, as_batch
+from fastsd_lib.vit.train_data import Batches, as_batch
+from fastsd_lib.vit.train_log import METRICS, append_metrics, reason
 from fastsd_lib.vit.train_loss import Loss
+from fastsd_lib.vit.train_run import Run, arguments_for
 
-METRICS = "metrics.jsonl"
 STAGE = "vit"
-_STEPS_BETWEEN_LOGS = 10
 _SEED_STREAM = 9  # apart from those of augment.py
-
-
-@dataclass
-class Run:
-    """What one run works with; made by trainer.py."""
-
-    config: VitTrainConfig
-    out: Path
-    name: str  # fingerprint of all that decides the result: a run resumes only its own checkpoints
-    training: TrainingSet
-    validation: ValidationSet | None
-    head: tuple[str, ...]  # names of the head's modules
-    teacher: Teacher | None
-    report: Report
-    parts: int  # pieces that a step is cut into, so that it fits into memory
-    mixed_precision: str  # no, bf16, fp16
-    gradient_checkpointing: bool
-    use_cpu: bool
-    processes: int
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.out / "checkpoints"
-
-
-def arguments_for(run: Run) -> transformers.TrainingArguments:
-    config = run.config
-    judged = run.validation is not None
-    every = {"save_strategy": "epoch"}
-    if config.save_every_steps:
-        every = {"save_strategy": "steps", "save_steps": config.save_every_steps}
-    step = config.batch_size * config.gradient_accumulation
-    return transformers.TrainingArguments(
-        output_dir=str(run.out),
-        per_device_train_batch_size=max(1, math.ceil(step / run.parts / run.processes)),
-        gradient_accumulation_steps=run.parts,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=config.warmup_steps if config.warmup_steps < 1 else int(config.warmup_steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=run.mixed_precision == "bf16",
-        fp16=run.mixed_precision == "fp16",
-        eval_strategy="epoch" if judged else "no",
-        metric_for_best_model="score" if config.best_by == "accuracy" else "loss",
-        greater_is_better=config.best_by == "accuracy",
-        logging_steps=_STEPS_BETWEEN_LOGS,
-        logging_nan_inf_filter=False,
-        seed=config.seed,
-        use_cpu=run.use_cpu,
-        ddp_backend="gloo" if run.use_cpu and run.processes > 1 else None,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not run.use_cpu,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        log_level_replica="error",
-        **every,
-    )
 
 
 class Loop(transformers.Trainer):
@@ -244,7 +176,7 @@ class Loop(transformers.Trainer):
                 fix="lower learning_rate, add warmup_steps, or set mixed_precision to no.",
             )
         if self.is_world_process_zero():
-            _append(
+            append_metrics(
                 self.run.out / METRICS,
                 {
                     "step": self.state.global_step,
@@ -369,36 +301,6 @@ class _Steps(transformers.TrainerCallback):
 def checkpoint_of(run: Run, step: int | None) -> Checkpoint | None:
     """The checkpoint of this run at `step`, if it is there."""
     return next((one for one in list_checkpoints(run.checkpoints, run.name) if one.step == step), None)
-
-
-def trim_metrics(out: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run is about to repeat."""
-    path = out / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    write_text(path, "".join(line for line in lines if step and _step_of(line) <= step))
-
-
-def reason(error: OSError) -> str:
-    """ "No space left on device", with what is known besides."""
-    if not error.errno:
-        return str(error)
-    plain = os.strerror(error.errno)
-    return plain if error.strerror in (None, plain) else f"{plain} ({error.strerror})"
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:  # a full disk must not end the training: the figures are a comfort
-        print(f"{path.name}: {reason(error)}", file=sys.stderr)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line that a crash cut short
-        return math.inf
 
 
 def _state_of(checkpoint: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -20,7 +19,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json, sha256_file, write_json
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.sessions.checkpoints import Checkpoint, clear_unfinished, newest_intact
-from fastsd_lib.vit import calibration_file, layers
+from fastsd_lib.vit import calibration_file, layers, train_machine
 from fastsd_lib.vit import train_checkpoint as files
 from fastsd_lib.vit.config import PROCESSOR
 from fastsd_lib.vit.distil import Teacher
@@ -32,14 +31,14 @@ from fastsd_lib.vit.model_config import read_raw
 from fastsd_lib.vit.new_model import make_new, save_quietly
 from fastsd_lib.vit.train_config import VitTrainConfig
 from fastsd_lib.vit.train_data import TrainingSet, ValidationSet
-from fastsd_lib.vit.train_loop import Loop, Run, checkpoint_of, reason, trim_metrics
+from fastsd_lib.vit.train_log import reason, trim_metrics
+from fastsd_lib.vit.train_loop import Loop, checkpoint_of
 from fastsd_lib.vit.train_report import REPORT, write_about
+from fastsd_lib.vit.train_run import Run
 from fastsd_lib.vit.training_sets import open_training_data
 from fastsd_lib.vit.whole_folder import whole_folder
 
 MODEL, ADAPTER, RECIPE, RESULT = "model", "adapter", "recipe.yaml", "result.json"
-_LARGE = 200_000_000  # parameters from which activations are computed twice on a small machine
-_SMALL_MIB = 17_000  # "16 GB" as machines report it
 #: What changes how a run is carried out, and not what comes out of it.
 _INDIFFERENT = (
     "device",
@@ -116,7 +115,7 @@ class Training:
         self.config, self.out, self.report, self.images = config, out, report, images
         self.start, self.began, self.first = start, began, first
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
-        self.use_cpu = _use_cpu(config)
+        self.use_cpu = train_machine.use_cpu(config)
         self.geometry = Geometry.read(start.path, read_raw(start.path)["model_type"]).fitted(config.fit)
         self.name = run_name(config, images, start)
         self.notes: list[str] = []
@@ -136,7 +135,7 @@ class Training:
             try:
                 return self._once(parts)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not train_machine.is_out_of_memory(error):
                     raise
                 parts = self._smaller(parts)
             gc.collect()
@@ -236,7 +235,7 @@ class Training:
             teacher = Teacher(open_model(config.teacher), self.images.classes, self.geometry, config, device)
         if config.fit != "model":
             self._say(f"pictures are fitted in by {config.fit}: classify with the same fit")
-        doubles = _gradient_checkpointing(config, model, self.use_cpu)
+        doubles = train_machine.gradient_checkpointing(config, model, self.use_cpu)
         if doubles:
             self._say("gradient checkpointing is on: less memory, somewhat slower")
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -251,7 +250,7 @@ class Training:
             teacher=teacher,
             report=report,
             parts=parts,
-            mixed_precision=_mixed_precision(config, self.use_cpu),
+            mixed_precision=train_machine.mixed_precision(config, self.use_cpu),
             gradient_checkpointing=doubles,
             use_cpu=self.use_cpu,
             processes=self.processes,
@@ -318,40 +317,6 @@ def _begin_anew(model: nn.Module, head: Sequence[str]) -> None:
                 nn.init.normal_(part.weight, std=0.02)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-
-
-def _use_cpu(config: VitTrainConfig) -> bool:
-    has_gpu = torch.cuda.is_available()
-    if config.device == "auto":
-        return not has_gpu
-    if config.device.startswith("cuda") and not has_gpu:
-        raise UserError("There is no NVIDIA GPU that torch can use.", fix="set device to auto or cpu.")
-    if config.device not in ("cpu", "cuda"):
-        raise UserError(f"device is {config.device!r}.", fix="write auto, cpu or cuda.")
-    return config.device == "cpu"
-
-
-def _mixed_precision(config: VitTrainConfig, use_cpu: bool) -> str:
-    if config.mixed_precision == "fp16" and use_cpu:
-        raise UserError("fp16 training needs a GPU.", fix="set mixed_precision to bf16 or no.")
-    if config.mixed_precision != "auto":
-        return config.mixed_precision
-    if use_cpu:
-        return "no"
-    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-
-
-def _gradient_checkpointing(config: VitTrainConfig, model: nn.Module, use_cpu: bool) -> bool:
-    if config.gradient_checkpointing != "auto":
-        return config.gradient_checkpointing == "on"
-    memory = psutil.virtual_memory().total if use_cpu else torch.cuda.get_device_properties(0).total_memory
-    return sum(one.numel() for one in model.parameters()) >= _LARGE and memory >> 20 <= _SMALL_MIB
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "memory" in str(error).lower() and "alloc" in str(error).lower()
-    )
 
 
 def _finished(out: Path, name: str) -> dict[str, Any] | None:
