@@ -18,7 +18,8 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import Features, Fit, RunnerConfig
-from fastsd_lib.vit.embed import PART_ROWS, Embedder, Plan
+from fastsd_lib.vit.embed import Embedder
+from fastsd_lib.vit.embed_plan import PART_ROWS, Plan
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.vector_store import Maker, VectorStore, check_dtype
 
