@@ -44,9 +44,7 @@ def _no_telemetry() -> None:
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """NNCF draws its own through rich; ours say it once."""
-    import rich
-
-    console = rich.get_console()
+    console = sys.modules["rich"].get_console()  # NNCF's dependency, not ours; it has imported it
     before, console.quiet = console.quiet, True
     try:
         yield
