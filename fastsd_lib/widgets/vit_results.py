@@ -30,7 +30,8 @@ VIT_STYLES = """<style>
 .fsd-vit-scroll { overflow-x: auto; max-width: 100%; }
 .fsd table.fsd-vit-table { border-collapse: collapse; font-size: 13px; }
 .fsd table.fsd-vit-table th, .fsd table.fsd-vit-table td { padding: 4px 14px 4px 0; text-align: left;
-  border-bottom: 1px solid var(--fsd-line); background: none; white-space: nowrap; }
+  border-bottom: 1px solid var(--fsd-line); background: none; vertical-align: top; }
+.fsd table.fsd-vit-table td:first-child, .fsd table.fsd-vit-table .fsd-number { white-space: nowrap; }
 .fsd table.fsd-vit-table .fsd-number { text-align: right; }
 </style>"""
 

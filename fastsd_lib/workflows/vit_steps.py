@@ -98,9 +98,9 @@ def compress(experiment: Experiment, kinds: str = "", report: Report = silent) -
     )  # fmt: skip
     return [
         {
-            "kind": row.kind, "written as": row.precision, "MiB": row.size_mib, "pictures/s one by one": row.images_per_s_b1,
-            "by sixteen": row.images_per_s_b16, "right": _percent(row.accuracy), "answers changed": _percent(row.flips),
-            "largest logit error": row.max_abs_logit_error, "note": row.note or row.checked,
+            "kind": row.kind, "written as": row.precision, "MiB": row.size_mib, "pictures/s": row.images_per_s_b1,
+            "by 16": row.images_per_s_b16, "right": _percent(row.accuracy), "answers changed": _percent(row.flips),
+            "logit error": row.max_abs_logit_error, "note": row.note or row.checked,
         }
         for row in table.rows
     ]  # fmt: skip
