@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastsd_lib.vit.jax_vit import Output
     from fastsd_lib.vit.model import VitModel
 
+_began: list[int] = []  # the threads that JAX was started with here; 0 = all
 PRECISIONS = {"auto": "fp32", "fp32": "fp32", "bf16": "bf16"}
 
 
@@ -91,16 +92,23 @@ def _device(name: str) -> Any:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """XLA sizes its pool once, when it starts, from the processors that it may use or from NPROC."""
-    if not count:
-        yield
-        return
+    """XLA sizes its pool once, when it starts, from NPROC or the processors that it may use.
+
+    UserError when it has begun in this program with another number: it cannot be changed any more.
+    """
+    if _began and count not in (0, _began[0]):
+        raise UserError(
+            f"JAX keeps the threads that it began with ({_began[0] or 'all'}) until the program ends.",
+            fix=f"leave threads at {_began[0]}, or start anew with --threads {count}.",
+        )
     before = os.environ.get("NPROC")
-    os.environ["NPROC"] = str(count)
+    if count and not _began:
+        os.environ["NPROC"] = str(count)
     try:
         yield
+        _began.append(count)
     finally:
-        if before is None:
-            del os.environ["NPROC"]
-        else:
-            os.environ["NPROC"] = before
+        if count:
+            os.environ.pop("NPROC", None)
+            if before is not None:
+                os.environ["NPROC"] = before

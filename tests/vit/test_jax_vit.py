@@ -202,6 +202,13 @@ def test_what_jax_cannot_do_here_is_said(folder, config, said):
     assert "choose" in refused.value.fix
 
 
+def test_threads_that_came_too_late_are_not_swallowed(folder):
+    JaxRunner(model_at(folder)).close()  # JAX has begun, with all processors
+    with pytest.raises(UserError, match="began with") as refused:
+        JaxRunner(model_at(folder), config=RunnerConfig("jax", threads=3))
+    assert "--threads 3" in refused.value.fix
+
+
 def test_pixels_of_another_size_are_refused(folder):
     runner = JaxRunner(model_at(folder))
     with pytest.raises(UserError, match="32, 32"):
