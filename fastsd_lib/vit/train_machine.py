@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 from torch import nn
 
@@ -37,6 +36,8 @@ def mixed_precision(config: VitTrainConfig, cpu: bool) -> str:
 def gradient_checkpointing(config: VitTrainConfig, model: nn.Module, cpu: bool) -> bool:
     if config.gradient_checkpointing != "auto":
         return config.gradient_checkpointing == "on"
+    import psutil
+
     memory = psutil.virtual_memory().total if cpu else torch.cuda.get_device_properties(0).total_memory
     return sum(one.numel() for one in model.parameters()) >= _LARGE and memory >> 20 <= _SMALL_MIB
 

@@ -25,6 +25,7 @@ from fastsd_lib.vit.model import load_torch, open_model
 from fastsd_lib.vit.train_config import PRESETS, VitTrainConfig, preset
 from fastsd_lib.vit.train_data import TrainingSet
 from fastsd_lib.vit.trainer import train
+from fastsd_lib.vit.transform import Transform
 
 
 @pytest.fixture(autouse=True)
@@ -219,19 +220,22 @@ def test_computing_activations_twice_saves_memory_and_changes_nothing(data, base
 
 def test_a_student_comes_to_answer_as_its_teacher_does(data, base, tmp_path):
     teacher = train(_config(data, model=str(base), epochs=4, learning_rate=1e-3), tmp_path / "teacher").model
-    gaps = {}
-    for name, changes in {
-        "alone": {},
-        "taught": {"teacher": str(teacher.path), "distil_weight": 1.0, "distil_features": 1.0},
-    }.items():
-        config = _config(data, epochs=10, augment="none", **changes)
-        student = load_torch(train(config, tmp_path / name).model)
-        torch.manual_seed(0)
-        pixels = torch.randn(64, 3, 16, 16) * 0.3
+    told = {"teacher": str(teacher.path), "distil_weight": 1.0, "distil_features": 1.0}
+    alone = train(_config(data, epochs=10, augment="none"), tmp_path / "alone")
+    taught = train(_config(data, epochs=10, augment="none", **told), tmp_path / "taught")
+    untaught = open_model(tmp_path / "taught" / "start")
+    torch.manual_seed(0)
+    transform = Transform.of(teacher)
+    noise = torch.randn(64, 3, 16, 16) * 0.3  # no picture that anyone has learned from
+    seen = torch.stack([torch.from_numpy(transform.open_and_apply(file)) for file, _ in taught.images.train])
+
+    def gap(model, pixels):
         with torch.no_grad():
-            told = load_torch(teacher)(pixel_values=pixels).logits.softmax(1)
-            gaps[name] = float((student(pixel_values=pixels).logits.softmax(1) - told).abs().mean())
-    assert gaps["taught"] < 0.7 * gaps["alone"], gaps
+            own, theirs = (load_torch(one)(pixel_values=pixels).logits.softmax(1) for one in (model, teacher))
+        return float((own - theirs).abs().mean())
+
+    assert gap(taught.model, noise) < 0.7 * gap(alone.model, noise)
+    assert gap(taught.model, seen) < 0.5 * gap(untaught, seen)
 
 
 def test_a_teacher_of_other_classes_is_refused(data, base, tmp_path):
