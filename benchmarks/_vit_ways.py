@@ -52,6 +52,13 @@ def int8_of(folder: Path, out: Path, paths: list[Path]) -> Path:
     return out
 
 
+def trace_once(folder: Path) -> None:
+    """Leave the model's graph in the cache, as its first use does."""
+    from fastsd_lib.vit.runner import open_runner
+
+    open_runner(folder).close()
+
+
 def flops_per_picture(folder: Path) -> float:
     """Of the matrix products of a ViT: patches, projections, attention (quadratic in the tokens), MLP, head."""
     config = json.loads((folder / "config.json").read_text())

@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
         ways.random_vit_b(work / ways.MODEL)
         if "fastsd int8" in options.ways:
             ways.int8_of(work / ways.MODEL, work / ways.INT8, photos[:16])
+        elif set(ways.OURS) & set(options.ways):
+            ways.trace_once(work / ways.MODEL)  # the first use of a model alone takes this time and memory
         sizes = megapixels(photos)
         print(
             f"ViT-B/16-224, random weights; {len(photos)} JPEGs, {min(sizes):.1f} to {max(sizes):.1f} megapixels,"
