@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fastsd_lib.core import disk
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors, read_json, sha256_file, write_json
+from fastsd_lib.vit import export_checks
+from fastsd_lib.vit.export_checks import SCHEMA, shape_problem
 from fastsd_lib.vit.model import VitModel
 from fastsd_lib.vit.whole_folder import whole_folder
 
-SCHEMA = 1
 MANIFEST = "export.json"
 MADE_BY = "fastsd vit export"
 #: What a model folder says beside its weights; an export takes it along, so that it opens by its path.
@@ -124,7 +124,7 @@ def open_export(path: Path, *, check_files: bool = True) -> Export:
             f"{path} holds no {MANIFEST}.", fix="name a folder that `fastsd vit export` has made."
         )
     manifest = read_json(manifest_path)
-    problem = _shape_problem(manifest)
+    problem = shape_problem(manifest)
     if problem:
         raise UserError(
             f"{manifest_path} is not what an export writes: {problem}.", fix="export the model again."
@@ -137,7 +137,7 @@ def open_export(path: Path, *, check_files: bool = True) -> Export:
         **{name: manifest[name] for name in _PLAIN},
     )
     if check_files:
-        _check_files(found)
+        export_checks.check_files(path, found.files, found.opens)
     return found
 
 
@@ -264,38 +264,3 @@ def _manifest(
 
 def _amend(folder: Path, **changes: Any) -> None:
     write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), **changes})
-
-
-def _shape_problem(manifest: Any) -> str:
-    """An export may come from anywhere: nothing in it is believed unseen."""
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        return f"schema {manifest.get('schema')!r}" if isinstance(manifest, dict) else "not an object"
-    kinds = {"format": str, "precision": str, "asked": str, "opens": str, "source_sha256": str, "checked": str,
-             "note": str, "runs_here": bool, "files": dict, "labels": list, "kept": list, "measured": dict}  # fmt: skip
-    for name, kind in kinds.items():
-        if not isinstance(manifest.get(name), kind):
-            return f"{name} is {manifest.get(name)!r}"
-    error = manifest.get("max_abs_logit_error")
-    if error is not None and not isinstance(error, (int, float)):
-        return f"max_abs_logit_error is {error!r}"
-    for name, facts in manifest["files"].items():
-        if not _stays_inside(name) or not (isinstance(facts, list) and len(facts) == 2):
-            return f"file {name!r}"
-    return "" if _stays_inside(manifest["opens"]) else f"opens {manifest['opens']!r}"
-
-
-def _stays_inside(name: str) -> bool:
-    parts = name.split("/")
-    return bool(name) and not set(name) & set("\\:\0") and all(part not in ("", ".", "..") for part in parts)
-
-
-def _check_files(found: Export) -> None:
-    for name, (size, digest) in found.files.items():
-        file = found.path / name
-        if disk.file_size(file) != size or sha256_file(file) != digest:
-            raise UserError(
-                f"{file} is not the file that was exported (its size or SHA-256 differs).",
-                fix="export the model again, or copy the whole folder again.",
-            )
-    if not found.opens.exists():
-        raise UserError(f"{found.opens} is missing.", fix="export the model again.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_vit import make_vit
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit import sensitivity
@@ -23,7 +24,6 @@ from fastsd_lib.vit.model import VitModel, load_torch, open_model
 from fastsd_lib.vit.quantize import quantize
 from fastsd_lib.vit.sample_data import write_digits
 from fastsd_lib.vit.user_set import open_user_set
-from tests.vit.tiny_vit import make_vit
 
 LAYERS = 26  # linear layers and convolutions of the embedded model
 

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from tiny_vit import make_vit, photos
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit import exports, parity
@@ -20,7 +21,6 @@ from fastsd_lib.vit.config import Features
 from fastsd_lib.vit.exports import Recipe, export, open_export
 from fastsd_lib.vit.model import VitModel, open_model
 from fastsd_lib.vit.runner import open_runner
-from tests.vit.tiny_vit import make_vit, photos
 
 KINDS = [
     "safetensors:bf16", "safetensors:fp16", "safetensors:int8w",

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from tiny_vit import make_vit
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.vit import graph_cache
@@ -16,7 +17,6 @@ from fastsd_lib.vit.config import Features, RunnerConfig
 from fastsd_lib.vit.model import load_torch, open_model
 from fastsd_lib.vit.outputs import output_module
 from fastsd_lib.vit.runner import open_runner
-from tests.vit.tiny_vit import make_vit
 
 
 @pytest.fixture(autouse=True)
