@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.environment import hosts, tokens
 from fastsd_lib.vit.config import RunnerConfig
 from fastsd_lib.webui.vit_server.config import ServeConfig
@@ -71,6 +71,8 @@ def launch(
         raise UserError(
             "`auto` finds no public address for this machine.", fix="name a route, such as gradio."
         )
+    for package in ("httpx", "segno") if order else ():
+        require(package, group="webui")  # what public addresses need is not part of the vit packages
     tunnels = webui_launch.chosen_tunnels(asked, order, tunnel_config)
     choices = replace(
         serve_config or ServeConfig(),
