@@ -109,7 +109,7 @@ def scenes(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def distil(work: Path, options: argparse.Namespace, report: Report) -> None:
-    """A student with a twelfth of the weights, few epochs: alone, and with a teacher that saw the same pictures only."""
+    """A student with about a tenth of the weights, few epochs: alone, and with a teacher that saw the same pictures only."""
     data = write_digits(work / "digits")
     common = {"data": str(data), "validation": 0.0, "test": 0.2, "report": False, "threads": options.threads}
     # Without label smoothing: it takes from a teacher what it could teach (Mueller et al. 2019, arXiv 1906.02629).
