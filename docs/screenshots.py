@@ -1,4 +1,4 @@
-"""The pictures of webui.md, taken anew: `.venv/bin/python docs/screenshots.py` (needs chromium; a few minutes)."""
+"""The pictures of webui.md and vit.md, taken anew: `.venv/bin/python docs/screenshots.py` (needs chromium; a few minutes)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def main() -> None:
     from fastsd_lib.workflows.webui import WebuiConfig, start
 
     root = Path(tempfile.mkdtemp(prefix="fastsd-screenshots-"))
+    look_inside(root / "digits")
     server = start(WebuiConfig(root=root, folder=root / "webui"), port=None)
     try:
         with sync_playwright() as playwright:
@@ -84,6 +85,25 @@ def choose(page: Any, **fields: object) -> None:
         place = page.locator(f"#train_{name}").locator("textarea, input").first
         place.fill(str(value))
         place.press("Tab")
+
+
+def look_inside(digits: Path) -> None:
+    """Two digits, and what the embedded ViT looked at, side by side."""
+    from PIL import Image
+
+    from fastsd_lib.vit.inside_pictures import explain
+    from fastsd_lib.vit.model import open_model
+    from fastsd_lib.vit.sample_data import write_digits
+
+    write_digits(digits)
+    photos = [sorted((digits / name).glob("*.png"))[3] for name in ("3", "8")]
+    looks = [explain(open_model(), photo, ("patches", "rollout", "gradcam")) for photo in photos]
+    cards = [card for look in looks for card in look.values()]
+    wide, high = max(card.width for card in cards), max(card.height for card in cards)
+    sheet = Image.new("RGB", (3 * wide, 2 * high), cards[0].getpixel((2, 2)))
+    for at, card in enumerate(cards):
+        sheet.paste(card, (at % 3 * wide, at // 3 * high))
+    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3)).save(DOCS / "vit-inside.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.stopping import Stopping, polite_stop
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.sessions.checkpoints import Checkpoint, clear_unfinished, newest_intact
 from fastsd_lib.training.checkpoint import what_changed
@@ -29,7 +30,6 @@ from fastsd_lib.training.run_log import RunLog
 from fastsd_lib.training.saver import OnSaved, Saver
 from fastsd_lib.training.stage_state import StageState, load_drawn, make_state, restore_state, snapshot
 from fastsd_lib.training.stages import UNET, Stage, run_fingerprint, stages_of
-from fastsd_lib.training.stopping import Stopping, polite_stop
 from fastsd_lib.training.training_set import TrainingSet
 
 DrawSamples = Callable[[Parts, int], tuple[Path, ...]]  # (live parts, step) -> pictures written

@@ -76,7 +76,9 @@ def write(index: Index, folder: Path) -> None:
 
 def read(folder: Path, kind_of_index: type[Index], *, verify: bool) -> Index:
     """UserError for what is damaged, of another kind, or from a newer fastsd."""
-    said = unseal(folder, MANIFEST, MADE_BY, WHAT, verify=verify)
+    said = unseal(
+        folder, MANIFEST, MADE_BY, WHAT, verify=verify, made_with="python3 -m fastsd_lib vit index VECTORS"
+    )
     try:
         names = {what: sealed_path(folder, said, name) for what, name in said["names"].items()}
         finder = [sealed_path(folder, said, name) for name in said["finder"]]

@@ -97,16 +97,18 @@ def seal(folder: Path, name: str, made_by: str, facts: Mapping[str, Any], files:
     write_json(folder / name, {**manifest, "seal": fingerprint(manifest)})
 
 
-def unseal(folder: Path, name: str, made_by: str, what: str, *, verify: bool = True) -> dict[str, Any]:
+def unseal(
+    folder: Path, name: str, made_by: str, what: str, *, verify: bool = True, made_with: str = ""
+) -> dict[str, Any]:
     """The manifest, when its seal holds and each file is as it was written (`verify` False looks at sizes only).
 
-    UserError, with `what` ("store of vectors") in its words, for whatever is missing, changed or of another kind.
+    UserError, with `what` ("store of vectors") in its words, for whatever is missing, changed or of another kind;
+    `made_with`: the command that makes one.
     """
     path = folder / name
     if not path.is_file():
-        raise UserError(
-            f"{folder} is no {what}: {name} is not in it.", fix="check the path, or make it first."
-        )
+        make = f"make it first: {made_with}" if made_with else "make it first."
+        raise UserError(f"{folder} is no {what}: {name} is not in it.", fix=f"check the path, or {make}")
     manifest = read_json(path)
     again = f"restore {folder} from a copy, or delete it and make it again."
     if not isinstance(manifest, dict) or manifest.get("made_by") != made_by:

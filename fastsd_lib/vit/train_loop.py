@@ -163,7 +163,7 @@ class Loop(transformers.Trainer):
         patience = self.run.config.early_stopping * self.batches.steps_per_epoch
         best = self.state.best_global_step or 0
         if patience and self.state.global_step - best >= patience:
-            self.control.should_training_stop = self.control.should_save = True
+            self.run.enough = self.control.should_training_stop = self.control.should_save = True
         return better
 
     # -- saying -------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Loop(transformers.Trainer):
                 "config": asdict(self.run.config),
                 "metrics": self.run.metrics,
                 "best_step": self.state.best_global_step,
-                "stopped": bool(self.control.should_training_stop),
+                "stopped": self.run.enough,
             },
             expected_bytes=size,
         )
@@ -277,22 +277,27 @@ class _Steps(transformers.TrainerCallback):
         self._loop.batches.epoch = state.global_step // self._loop.batches.steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if (
-            state.global_step % self._loop.batches.steps_per_epoch == 0
-            or state.global_step >= state.max_steps
-        ):
-            control.should_save = (
-                False  # an epoch's end is judged first: else a resumed run would not know the result
-            )
+        run = self._loop.run
         if self._loop.ema is not None:
             self._loop.ema.update(state.global_step)
         if state.is_world_process_zero:
-            facts = {
-                name: self._loop.run.metrics[name] for name in ("accuracy",) if name in self._loop.run.metrics
-            }
-            self._loop.run.report(ProgressEvent("train", state.global_step, state.max_steps, facts))
+            facts = {name: run.metrics[name] for name in ("accuracy",) if name in run.metrics}
+            run.report(ProgressEvent("train", state.global_step, state.max_steps, facts))
+        if state.global_step < state.max_steps and run.should_stop():
+            run.interrupted = control.should_training_stop = control.should_save = True
+        if self._at_an_epochs_end(state):
+            control.should_save = False  # it is judged first: else a resumed run would not know the result
+
+    def _at_an_epochs_end(self, state: Any) -> bool:
+        return (
+            state.global_step % self._loop.batches.steps_per_epoch == 0
+            or state.global_step >= state.max_steps
+        )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self._at_an_epochs_end(state):  # interrupted in its middle, and saved there
+            control.should_evaluate = control.should_save = False
+            return
         every = self._loop.run.config.save_every_steps
         if not every or state.global_step % every == 0 or state.global_step >= state.max_steps:
             control.should_save = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class Run:
     gradient_checkpointing: bool
     use_cpu: bool
     processes: int
+    should_stop: Callable[[], bool] = lambda: False  # asked after each step
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+    enough: bool = False  # early stopping: there will be no further step
+    interrupted: bool = False  # somebody asked to stop: the run goes on another time
 
     @property
     def checkpoints(self) -> Path:

@@ -6,8 +6,8 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastsd_lib.core.config import check_config, save_config
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json, sha256_file, write_json
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.stopping import TrainingStopped, polite_stop
 from fastsd_lib.sessions.checkpoints import Checkpoint, clear_unfinished, newest_intact
 from fastsd_lib.vit import calibration_file, layers, train_machine
 from fastsd_lib.vit import train_checkpoint as files
@@ -56,7 +57,7 @@ class TrainedVit:
 
     model: VitModel
     out: Path
-    images: ImageFolder
+    images: ImageFolder = field(repr=False)  # every path of it
     metrics: dict[str, float]  # accuracy, top5 (0 to 1) and loss on the validation pictures; {} without any
     steps: int
     seconds: float  # of this call; 0 when everything was there already
@@ -72,11 +73,13 @@ def train(
     on_progress: Report = silent,
     *,
     images: ImageFolder | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainedVit:
     """Train as `config` says, or resume what `out` holds of the very same run.
 
     `images` stands in for `config.data` when the caller has opened it. Under torchrun or accelerate each process calls
-    this; the first one writes. UserError for whatever the user can mend, a full disk and an impossible batch among it.
+    this; the first one writes. Ctrl-C or `should_stop` finish the running step, save, and raise TrainingStopped (not where
+    several processes share the run). UserError for whatever the user can mend, a full disk and an impossible batch among it.
     """
     check_config(config)
     out = Path(out)
@@ -93,10 +96,10 @@ def train(
             head_only = replace(
                 config, freeze="head", method="full", epochs=config.probe_epochs, probe_epochs=0
             )
-            before = train(head_only, out / "probe", on_progress, images=images)
+            before = train(head_only, out / "probe", on_progress, images=images, should_stop=should_stop)
             config = replace(config, model=str(before.model.path), probe_epochs=0)
         start = starting_model(config, images.classes, out)
-        return Training(config, out, on_progress, images, start, began, first).result()
+        return Training(config, out, on_progress, images, start, began, first, should_stop).result()
 
 
 class Training:
@@ -111,9 +114,11 @@ class Training:
         start: VitModel,
         began: float,
         first: bool,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.config, self.out, self.report, self.images = config, out, report, images
         self.start, self.began, self.first = start, began, first
+        self.should_stop = should_stop
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.use_cpu = train_machine.use_cpu(config)
         self.geometry = Geometry.read(start.path, read_raw(start.path)["model_type"]).fitted(config.fit)
@@ -176,7 +181,7 @@ class Training:
             loop._load_from_checkpoint(str(checkpoint.path))
             run.metrics = dict(checkpoint.facts.get("metrics", {}))
         else:
-            loop.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            self._learn(loop, run, checkpoint)
         if loop.unsaved is not None:
             raise UserError(
                 f"The last checkpoint could not be written to {run.checkpoints}: {reason(loop.unsaved)}.",
@@ -204,6 +209,19 @@ class Training:
         return TrainedVit(
             open_model(self.out / MODEL), self.out, self.images, **done, seconds=time.monotonic() - self.began
         )
+
+    def _learn(self, loop: Loop, run: Run, checkpoint: Checkpoint | None) -> None:
+        start = str(checkpoint.path) if checkpoint else None
+        if self.processes > 1:  # they would not stop at the same step, and wait for each other for ever
+            loop.train(resume_from_checkpoint=start)
+            return
+        with polite_stop(self.should_stop) as run.should_stop:
+            loop.train(resume_from_checkpoint=start)
+        if run.interrupted and loop.unsaved is None:
+            raise TrainingStopped(
+                f"Stopped, saved at step {loop.state.global_step} of {loop.state.max_steps}.",
+                fix="run the same again: it goes on from there.",
+            )
 
     def make_model(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The model that learns, and the names of its head's modules."""

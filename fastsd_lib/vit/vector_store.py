@@ -91,7 +91,9 @@ class VectorStore:
         `verify` False looks at sizes only: a second less for each two gigabytes.
         """
         path = Path(path)
-        said = unseal(path, MANIFEST, MADE_BY, WHAT, verify=verify)
+        said = unseal(
+            path, MANIFEST, MADE_BY, WHAT, verify=verify, made_with="python3 -m fastsd_lib vit embed PICTURES"
+        )
         try:
             vectors = open_array(sealed_path(path, said, said["vectors"]))
             rows = list(read_rows(sealed_path(path, said, said["rows"])))

@@ -247,7 +247,9 @@ def _add_history(routes: APIRouter, context: ApiContext) -> None:
         """Your jobs of earlier, the newest first."""
         which = {"text": text, "owner": owner_of(request) or None, "state": state}
         found = await context.aside(lambda: kept().search(**which, most=most, skip=skip))
-        return Past(count=await context.aside(lambda: kept().count(**which)), jobs=[_told(entry) for entry in found])
+        return Past(
+            count=await context.aside(lambda: kept().count(**which)), jobs=[_told(entry) for entry in found]
+        )
 
     @routes.get("/history/{job_id}", responses=answers(404))
     async def past_job(job_id: str, request: Request) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from fastsd_lib.core.curve import Curve
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, duration
+from fastsd_lib.core.stopping import TrainingStopped
 from fastsd_lib.widgets import style
 from fastsd_lib.widgets.pictures import tiles
 
@@ -29,10 +30,6 @@ Work = Callable[[Report, Callable[[], bool]], Any]
 ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 REDRAW_S = 0.3  # a fast run would otherwise flood the page with messages
 WAIT_S = 0.05
-
-
-class TrainingStopped(UserError):
-    """The user stopped the run; it is saved and can go on."""
 
 
 async def watch(title: str, work: Callable[[Report], Any]) -> Any:

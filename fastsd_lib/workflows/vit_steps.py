@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,17 @@ SHOWN = 12  # held-out pictures that are tried, groups that are shown
 
 
 def train(
-    experiment: Experiment, config: VitTrainConfig, report: Report = silent, *, resume: bool = True
+    experiment: Experiment,
+    config: VitTrainConfig,
+    report: Report = silent,
+    should_stop: Callable[[], bool] | None = None,
+    *,
+    resume: bool = True,
 ) -> TrainedVit:
     """Learn the experiment's pictures, or go on where an unfinished run of these choices stopped."""
     asked = dataclasses.replace(config, data=str(experiment.pictures))
-    return vit.train(asked, experiment.path, _with_loss(report, experiment.path), restart=not resume)
+    loud = _with_loss(report, experiment.path)
+    return vit.train(asked, experiment.path, loud, restart=not resume, should_stop=should_stop)
 
 
 def told_of(trained: TrainedVit) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,11 +26,17 @@ Split = Literal["held_out", "train", "validation", "test", "all"]
 
 
 def train(
-    config: VitTrainConfig, out: str | Path, report: Report = silent, *, restart: bool = False
+    config: VitTrainConfig,
+    out: str | Path,
+    report: Report = silent,
+    *,
+    restart: bool = False,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainedVit:
     """Train into the folder `out` (model/, report/, checkpoints/), or resume what it holds of the very same run.
 
-    `restart` drops an unfinished run first. UserError for a setting, a folder or a machine that will not do.
+    `restart` drops an unfinished run first. Ctrl-C and `should_stop` save and raise TrainingStopped.
+    UserError for a setting, a folder or a machine that will not do.
     """
     for package in ("transformers", "accelerate"):
         require(package, group="vit")
@@ -42,7 +49,7 @@ def train(
     named = dataclasses.replace(
         config, model=str(folder_of(config.model)), teacher=str(folder_of(config.teacher))
     )
-    return learn(named, out, report)
+    return learn(named, out, report, should_stop=should_stop)
 
 
 def probe(

@@ -8,7 +8,7 @@ from fastsd_lib.core.field_words import field_comments, label_of
 @dataclass
 class Choices:
     plain: int = 1  # how many
-    bracketed: str = "full"  # full, lora: train all of the weights, or a few beside them, which is less to keep
+    bracketed: str = "full"  # full, lora: train all weights, or a few beside them: less to keep
     mark: str = "#1"
     quiet: bool = False
 
@@ -16,7 +16,7 @@ class Choices:
 def test_a_comment_is_found_behind_its_field_and_inside_its_brackets():
     assert field_comments(Choices) == {
         "plain": "how many",
-        "bracketed": "full, lora: train all of the weights, or a few beside them, which is less to keep",
+        "bracketed": "full, lora: train all weights, or a few beside them: less to keep",
         "mark": "",
         "quiet": "",
     }

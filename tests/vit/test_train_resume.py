@@ -73,6 +73,19 @@ def test_killed_at_different_steps_it_ends_with_the_same_bits(way, runs, data, w
     assert _state(tmp_path / "run") == expected
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_saves_the_step_that_it_comes_in_and_the_run_ends_with_the_same_bits(way, runs, data, whole, tmp_path):
+    config = base_config(data, **WAYS[way], save_every_steps=0)
+    expected = whole(f"{way}, saved by epoch", config)
+    for step in (3, 5, 7):  # of 5 in an epoch
+        code, said = runs.run(tmp_path / "run", config, stop_at_step=step)
+        assert code == 1 and f"TrainingStopped: Stopped, saved at step {step} of 15." in said
+        assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == step
+    code, said = runs.run(tmp_path / "run", config)
+    assert code == 0 and "goes on from step 7" in said, said
+    assert _state(tmp_path / "run") == expected
+
+
 def test_killed_in_the_middle_of_any_write_it_ends_with_the_same_bits(runs, data, whole, tmp_path):
     config = base_config(data, **WAYS["all that draws"])
     expected = whole("all that draws", config)

@@ -1,7 +1,7 @@
 """Real training runs of a tiny ViT, each in a process of its own that may be killed anywhere.
 
 Run as a script it imports torch once and forks for every job, so that dozens of runs take seconds. A job is a line of
-JSON: {"out", "config", "kill_at_step", "kill_at_write"}; it answers with the lines that the run said.
+JSON: {"out", "config", "kill_at_step", "stop_at_step", "kill_at_write"}; it answers with the lines that the run said.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def run_job(job: dict[str, Any], say: Any) -> None:
     def report(event: ProgressEvent) -> None:
         if event.task == "train" and event.done == job.get("kill_at_step"):
             die()
+        if event.task == "train" and event.done == job.get("stop_at_step"):
+            os.kill(os.getpid(), signal.SIGINT)
         if "" in event.facts:
             say(event.facts[""])
 

@@ -7,8 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastsd_lib.core.errors import UserError
+
 # SIGUSR1 is what batch systems send before they take the machine away; Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class TrainingStopped(UserError):
+    """The user stopped the run; it is saved and can go on."""
 
 
 class Stopping:
