@@ -137,6 +137,7 @@ def test_help_names_every_command():
         "convert",
         "models",
         "webui",
+        "vit",
         "benchmark",
     ):
         assert name in done.stdout
