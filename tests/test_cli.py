@@ -34,7 +34,7 @@ def photos(tmp_path):
     ("words", "said", "fix"),
     [
         (["trian"], "no command 'trian'", "did you mean: python3 -m fastsd_lib train"),
-        (["session", "crate", "x"], "no 'crate'", "did you mean create"),
+        (["session", "creat", "x"], "no 'creat'", "did you mean create"),
         (["session", "create", "../x"], "../x", "type a name such as x"),
         (
             ["session", "show", "nobody"],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from fastsd_lib.core.files import write_text
 
@@ -20,6 +21,9 @@ class RunLog:
         self._folder, self._first_step = folder, first_step
 
     def __enter__(self) -> RunLog:
+        # TensorBoard would load TensorFlow where it is installed: ten seconds and 600 MiB to write a text file.
+        # This empty module is how it is told to do without (tensorboard/compat).
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter  # a second of imports: only for those who train
 
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -143,9 +143,12 @@ def _reader(pictures: np.ndarray) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """ONNX Runtime's quantizers advise on the root logger, and print."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in record.pathname
+
+    logging.root.addFilter(is_ours)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(is_ours)

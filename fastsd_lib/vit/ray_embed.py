@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +62,12 @@ def embed_with_ray(
     with _cluster(address, max(1, round(actors * cpus))) as ray, _plain_errors(ray):
         maker = ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_maker).remote(settings))
         plan = Plan(out, maker, dtype, what, part_rows, on_progress)
-        parts = [{"part": pickle.dumps(part)} for part in plan.missing()]
+        parts = list(plan.missing())
         if parts:
-            data = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
+            numbers = [{"part": number} for number in range(len(parts))]
+            data = ray.data.from_items(numbers, override_num_blocks=len(parts)).map(
                 PartMaker,
-                fn_constructor_args=(settings, maker, str(out), dtype),
+                fn_constructor_args=(settings, maker, str(out), dtype, [ray.put(parts)]),
                 compute=ray.data.ActorPoolStrategy(size=min(actors, len(parts))),
                 num_cpus=cpus,
                 num_gpus=gpus,
@@ -80,8 +80,11 @@ def embed_with_ray(
 class PartMaker:
     """The actor: opens the model once, then makes a part for each row."""
 
-    def __init__(self, settings: tuple, maker: Maker, out: str, dtype: str) -> None:
+    def __init__(self, settings: tuple, maker: Maker, out: str, dtype: str, parts: list[Any]) -> None:
+        import ray
+
         self._embedder = _embedder(settings)
+        (self._parts,) = ray.get(parts)
         self._out, self._dtype = Path(out), dtype
         if self._embedder.maker != maker:
             raise UserError(
@@ -90,7 +93,7 @@ class PartMaker:
             )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = pickle.loads(row["part"])  # written by this program's own driver
+        part = self._parts[row["part"]]
         self._embedder.make(part, self._out, self._dtype)
         return {"name": part.name, "count": len(part.rows)}
 

@@ -168,7 +168,8 @@ def test_more_pictures_than_fit_ahead_are_written_to_a_file(classifier, pictures
 
 def test_ctrl_c_ends_a_program_at_once_and_leaves_no_thread_behind(model, pictures):
     program = (
-        "import itertools, sys\n"
+        "import itertools, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever runs in the background inherits none
         "from fastsd_lib.vit.classify import Classifier\n"
         "from fastsd_lib.vit.config import RunnerConfig\n"
         "with Classifier(sys.argv[1], RunnerConfig('torch')) as classifier:\n"
@@ -179,9 +180,12 @@ def test_ctrl_c_ends_a_program_at_once_and_leaves_no_thread_behind(model, pictur
         [sys.executable, "-c", program, str(model.path), str(pictures[0])],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert running.stdout.readline() == "at work\n"
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    try:
+        assert running.stdout.readline() == "at work\n"
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode != 0 and told.strip().splitlines()[-1] == "KeyboardInterrupt"
     assert told.count("Traceback") == 1
 
