@@ -48,9 +48,22 @@ class TensorFile:
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of one tensor, a mebibyte at a time."""
         tensor = self.tensors[name]
+        return ByteRange(self.path, tensor.start, tensor.end).chunks()
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes `start` up to `end` of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, a mebibyte at a time; UserError when the file ends before them."""
         with self.path.open("rb") as handle:
-            handle.seek(tensor.start)
-            left = tensor.size_bytes
+            handle.seek(self.start)
+            left = self.end - self.start
             while left:
                 chunk = handle.read(min(left, CHUNK_BYTES))
                 if not chunk:
@@ -61,16 +74,27 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written; `chunks()` yields exactly the bytes that dtype and shape ask for."""
+    """A tensor to be written; `chunks()` yields exactly the bytes that dtype and shape ask for.
+
+    `ranges`: where those bytes lie as they are, in this order, when nothing has to be computed; whoever copies may
+    then leave the copying to the kernel.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
+    ranges: tuple[ByteRange, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         return _values(self.shape) * BYTES_PER_VALUE[self.dtype]
+
+    @classmethod
+    def copied(cls, name: str, dtype: str, shape: tuple[int, ...], ranges: Iterable[ByteRange]) -> NewTensor:
+        """A tensor whose bytes lie in `ranges` as they are."""
+        kept = tuple(ranges)
+        return cls(name, dtype, shape, lambda: (chunk for one in kept for chunk in one.chunks()), kept)
 
 
 def read_tensor_file(path: Path) -> TensorFile:

@@ -31,7 +31,7 @@ from fastsd_lib.formats.merge_sources import (
     open_model,
     open_vae,
 )
-from fastsd_lib.formats.single_file import write_and_verify
+from fastsd_lib.formats.writing import write_and_verify
 
 Method = Literal["weighted_sum", "add_difference", "none"]
 #: What A1111 calls them, in its recipes too.

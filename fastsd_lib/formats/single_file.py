@@ -15,19 +15,14 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.pickle_header import is_pickled, read_pickle_header
-from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.tensor_file import (
-    NewTensor,
-    TensorFile,
-    read_tensor_file,
-    tensor_hashes,
-    write_tensor_file,
-)
+from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file
 from fastsd_lib.formats import configs as pipeline_configs
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
 from fastsd_lib.formats.derived_configs import fit_configs
 from fastsd_lib.formats.key_maps import SD1_PREFIXES, rename
 from fastsd_lib.formats.weights import WEIGHT_NAMES, Weight, folder_weights, key_tables, single_file_weights
+from fastsd_lib.formats.writing import write_and_verify
 
 
 def export_single_file(
@@ -144,41 +139,6 @@ def _exported(weight: Weight, new_name: str, dtype: str | None) -> NewTensor:
 
 def _cast(weight: Weight, target: str) -> Iterator[bytes]:
     return cast_chunks(weight.file.chunks(weight.key), weight.key, weight.stored.dtype, target)
-
-
-def write_and_verify(
-    scratch: Path,
-    final: Path,
-    tensors: list[NewTensor],
-    header: Mapping[str, str],
-    report: Report,
-    hash_key: str = "",
-) -> None:
-    """Write, read back, compare: a disk that lies is found before the file takes its name.
-
-    `hash_key`: as `write_tensor_file` has it.
-    """
-    total = len(tensors)
-    watched = [
-        _watched(tensor, report, f"writing {final.name}", n, total) for n, tensor in enumerate(tensors)
-    ]
-    hashes = write_tensor_file(scratch, watched, header, hash_key)
-    found = tensor_hashes(read_tensor_file(scratch))
-    if found != hashes:
-        wrong = next(name for name in hashes if found.get(name) != hashes[name])
-        raise UserError(
-            f"{final} reads back differently from what was written (first at {wrong}): the disk is failing.",
-            fix="write to another disk.",
-        )
-    report(ProgressEvent(f"writing {final.name}", total, total))
-
-
-def _watched(tensor: NewTensor, report: Report, task: str, number: int, total: int) -> NewTensor:
-    def chunks() -> Any:
-        report(ProgressEvent(task, number, total))
-        return tensor.chunks()
-
-    return NewTensor(tensor.name, tensor.dtype, tensor.shape, chunks)
 
 
 def _modelspec(title: str, configs: Mapping[str, str]) -> dict[str, str]:

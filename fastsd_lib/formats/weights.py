@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import CHUNK_BYTES, read_json
-from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, Tensor, TensorFile, read_tensor_file
+from fastsd_lib.core.files import read_json
+from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, ByteRange, Tensor, TensorFile, read_tensor_file
 from fastsd_lib.formats.configs import family_of
 from fastsd_lib.formats.key_maps import (
     BODY_PREFIXES,
@@ -69,19 +69,17 @@ class Weight:
         if self.transposed:
             yield _transposed(b"".join(self.file.chunks(self.key)), self.stored)
             return
-        first, last = self.rows or (0, self.stored.shape[0] if self.stored.shape else 1)
-        row_bytes = self.stored.size_bytes // max(self.stored.shape[0] if self.stored.shape else 1, 1)
-        with self.file.path.open("rb") as handle:
-            handle.seek(self.stored.start + first * row_bytes)
-            left = (last - first) * row_bytes
-            while left:
-                chunk = handle.read(min(left, CHUNK_BYTES))
-                if not chunk:
-                    raise UserError(
-                        f"{self.file.path} ends in the middle of its tensors.", fix="copy it again."
-                    )
-                left -= len(chunk)
-                yield chunk
+        yield from self.range.chunks()
+
+    @property
+    def range(self) -> ByteRange:
+        """Where its bytes lie: all of the stored tensor, or the rows that are meant."""
+        stored = self.stored
+        if self.rows is None:
+            return ByteRange(self.file.path, stored.start, stored.end)
+        row_bytes = stored.size_bytes // max(stored.shape[0], 1)
+        first, last = self.rows
+        return ByteRange(self.file.path, stored.start + first * row_bytes, stored.start + last * row_bytes)
 
 
 # Diffusers' name of a tensor -> where it lies. CLIP's names always begin with "text_model.", as before
