@@ -1,0 +1,216 @@
+"""`fastsd identify`, `fastsd convert` and `fastsd models ACTION`: what model files are, from where, into what."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+from fastsd_lib.cli_words import Parser, add_root, command, console_progress, show
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.text import escaped
+from fastsd_lib.workflows import models
+from fastsd_lib.workflows.model_rows import ModelRow
+
+
+def add_identify(known: Any) -> None:
+    parser = command(known, "identify", _identify, "what model files are, from their headers alone")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files and folders")
+
+
+def add_convert(known: Any) -> None:
+    parser = command(
+        known, "convert", _convert, "a model file into another form: Diffusers folder, .safetensors, .ckpt"
+    )
+    parser.add_argument("source", metavar="SRC", help="a file or a Diffusers folder")
+    parser.add_argument("target", metavar="DST", help="ends in .safetensors or .ckpt, or names a new folder")
+    parser.add_argument("--dtype", choices=models.DTYPES, default="keep", help="keep: as it is (default)")
+    parser.add_argument("--vae", default="", metavar="FILE", help="put this VAE in place of the model's own")
+    parser.add_argument(
+        "--ema",
+        choices=models.EMA,
+        default="drop",
+        help="averaged weights: leave out, take instead, or keep beside",
+    )
+    parser.add_argument(
+        "--naming",
+        choices=models.NAMINGS,
+        default="auto",
+        help="whose tensor names, for LoRA, ControlNet and VAE",
+    )
+    parser.add_argument(
+        "--config-from",
+        default="",
+        metavar="FOLDER",
+        help="a Diffusers folder of the same shape, for models not known here",
+    )
+    parser.add_argument("--no-hash", action="store_true", help="leave the hash out of the metadata")
+
+
+def add_models(known: Any) -> None:
+    text = "known models, downloads, and what lies on the disk"
+    parser = known.add_parser("models", help=text, description=text, allow_abbrev=False)
+    actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
+
+    parser = command(actions, "list", _list, "the models that have a name")
+    parser.add_argument("--family", default="", metavar="F", help="only of this family: sd1, sdxl ...")
+    parser.add_argument("--controls", action="store_true", help="the ControlNets instead")
+
+    parser = command(actions, "info", _info, "what is known of one model, or what a file is")
+    parser.add_argument("model", metavar="NAME|FILE")
+
+    parser = command(actions, "download", _download, "fetch models, each into the folder of its kind")
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME|LINK", help="a name, a Hugging Face id, a link or a path"
+    )
+    parser.add_argument(
+        "--kind", default="", metavar="K", help="what it is, where the file itself does not tell"
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="into this folder instead")
+    add_root(parser)
+
+    parser = command(actions, "verify", _verify, "is it whole: places, numbers, hash")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--sha256", default="", metavar="H", help="what its maker says (of one FILE)")
+
+    parser = command(actions, "table", _table, "every model that lies there, and what is wrong with it")
+    add_root(parser)
+
+
+# ------------------------------------------------------------------ identify, convert
+
+
+def _identify(options: argparse.Namespace, rest: list[str]) -> int:
+    rows = models.identify(options.files, console_progress(options))
+    if len(options.files) > 1 or models.is_searched(Path(options.files[0])):
+        return _told(options, rows, "no model lies there")
+    if rows[0].problem:
+        raise UserError(rows[0].complaint, fix=rows[0].fix)
+    value = _facts(rows[0])
+    show(
+        options,
+        value,
+        [f"{key}: {_readable(key, item)}" for key, item in value.items() if item not in ("", False, 0)],
+    )
+    return 0
+
+
+def _told(options: argparse.Namespace, rows: list[ModelRow], none: str) -> int:
+    """Rows as a table. What was asked for by name and cannot be told is a mistake; beside others it is a row."""
+    lines = _columns(ROW_HEADS, [_row(row) for row in rows]) if rows else [f"{none[0].upper()}{none[1:]}."]
+    show(options, [_facts(row) for row in rows], lines)
+    return 0
+
+
+ROW_HEADS = ("kind", "for", "dtype", "size", "file", "")
+
+
+def _row(row: ModelRow) -> tuple[str, ...]:
+    return (row.kind, row.base, row.dtype, row.size, escaped(str(row.path)), escaped(row.problem))
+
+
+def _facts(row: ModelRow) -> dict[str, Any]:
+    return {**dataclasses.asdict(row), "path": str(row.path)}
+
+
+def _readable(key: str, item: Any) -> str:
+    if key == "size_bytes":
+        return f"{item:,} bytes"
+    return "yes" if item is True else escaped(str(item))
+
+
+def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    made = models.convert(
+        options.source,
+        options.target,
+        dtype=options.dtype,
+        vae=options.vae,
+        ema=options.ema,
+        naming=options.naming,
+        config_from=options.config_from,
+        sha256=not options.no_hash,
+        report=console_progress(options),
+    )
+    show(options, {**dataclasses.asdict(made), "path": str(made.path)}, [str(made.path)])
+    return 0
+
+
+# ------------------------------------------------------------------ models
+
+
+def _list(options: argparse.Namespace, rest: list[str]) -> int:
+    found = models.known_controls(options.family) if options.controls else models.known(options.family)
+    rows = [dataclasses.asdict(model) for model in found]
+    show(options, rows, [f"{row['name']}: {row['about']}" for row in rows])
+    return 0
+
+
+def _info(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.models.known_models import find_known, known_models
+
+    found = find_known(options.model)
+    if found is not None:
+        value = dataclasses.asdict(found)
+        show(
+            options,
+            value,
+            [f"{key}: {_listed(item)}" for key, item in value.items() if item not in ("", (), 0)],
+        )
+        return 0
+    if Path(options.model).expanduser().exists():
+        options.files = [options.model]
+        return _identify(options, rest)
+    names = [name for model in known_models() for name in (model.name, *model.aliases)]
+    near = difflib.get_close_matches(options.model, names, 1, 0.4)
+    raise UserError(
+        f"No model {escaped(options.model)!r}.",
+        fix=f"did you mean {near[0]}? All names: python3 -m fastsd_lib models list"
+        if near
+        else "python3 -m fastsd_lib models list names those that are known; or give the path of a file.",
+    )
+
+
+def _listed(item: Any) -> str:
+    if isinstance(item, (tuple, list)):
+        return ", ".join(map(str, item))
+    return "yes" if item is True else "no" if item is False else str(item)
+
+
+def _download(options: argparse.Namespace, rest: list[str]) -> int:
+    made = models.download(
+        options.models, options.root, kind=options.kind, folder=options.to, report=console_progress(options)
+    )
+    show(options, [{"path": str(one.path)} for one in made], [str(one.path) for one in made])
+    return 0
+
+
+def _verify(options: argparse.Namespace, rest: list[str]) -> int:
+    if options.sha256 and len(options.files) > 1:
+        raise UserError(
+            "--sha256 is the hash of one file, and here are several.", fix="verify that file alone."
+        )
+    found = models.verify(options.files, options.sha256, console_progress(options))
+    lines = [f"{escaped(str(one.path))}: {'; '.join(map(escaped, one.problems)) or 'whole'}" for one in found]
+    show(options, [{**dataclasses.asdict(one), "path": str(one.path)} for one in found], lines)
+    bad = [one for one in found if one.problems]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(found)} files are not whole.", fix="download them again.")
+    return 0
+
+
+def _table(options: argparse.Namespace, rest: list[str]) -> int:
+    from fastsd_lib.environment.hosts import default_root
+
+    root = (options.root or default_root()).expanduser()
+    return _told(options, models.lying_there(root, console_progress(options)), f"no model lies in {root}")
+
+
+def _columns(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows under their heads, each column as wide as its widest text."""
+    widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in (heads, *rows)
+    ]

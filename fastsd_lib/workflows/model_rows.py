@@ -1,0 +1,217 @@
+"""What lies in a folder, as rows of a table: every model file, told from its header; no weight is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.file_kinds import is_junk
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.text import escaped
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_UNFINISHED = re.compile(r"\.part$|^\..*\.partial(\.\w+)?$")
+FAMILY_WORDS = {
+    "sd1": "SD 1.x",
+    "sd2": "SD 2.x",
+    "sdxl": "SDXL",
+    "sdxl_refiner": "SDXL refiner",
+    "sd3": "SD 3",
+    "flux": "Flux",
+}
+#: Where models lie below a root: A1111's folders, those of the older notebooks on Drive, and what training made.
+PLACES = ("models", "embeddings", "sd/stable-diffusion-webui/models", "sd/stable-diffusion-webui/embeddings")
+SESSIONS = "Fast-Dreambooth/Sessions"
+#: Of a session: states that training resumes, and pictures.
+NOT_MODELS = {"checkpoints", "instance_images", "class_images", "captions", "samples", "logs"}
+MOST_ENTRIES = 200_000  # names looked at in all; a Drive with more is told about, and not walked to its end
+DEEPEST = 12
+QUICK_S = 0.5  # work that takes less is not worth a bar
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model file or folder. Empty texts: not known."""
+
+    path: Path
+    kind: str = ""  # "checkpoint", "lora", "vae" ...
+    family: str = ""  # sd1, sdxl ...: the base that it is, or needs
+    variant: str = ""  # "inpainting", "LoCon" ...
+    naming: str = ""  # whose tensor names: original, diffusers, kohya, peft
+    dtype: str = ""  # of most of its bytes, "F16"
+    prediction: str = ""
+    ema: bool = False
+    tensors: int = 0
+    size_bytes: int = 0
+    title: str = ""
+    problem: str = ""  # why it cannot be used; "" when nothing is seen
+    fix: str = ""
+
+    @property
+    def base(self) -> str:
+        """The base model in words: "SD 1.x", "SDXL inpainting"."""
+        return " ".join(filter(None, [FAMILY_WORDS.get(self.family, self.family), self.variant]))
+
+    @property
+    def size(self) -> str:
+        return size_words(self.size_bytes) if self.size_bytes else ""
+
+    @property
+    def complaint(self) -> str:
+        """The problem as a sentence of its own."""
+        return f"{escaped(str(self.path))} {self.problem}"
+
+
+def size_words(size_bytes: int) -> str:
+    """ "2.1 GB", "340 kB": what shops and download pages say, 1 GB = 10^9 bytes."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= limit:
+            return f"{size_bytes / limit:.3g} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def row_of(path: Path) -> ModelRow:
+    """One file or model folder; whatever is wrong with it is its `problem`, never an exception."""
+    from fastsd_lib.models.identify import describe
+
+    size = _size(path)
+    try:
+        found = describe(path)
+    except UserError as error:
+        return ModelRow(path, size_bytes=size, problem=_without_path(error.message, path), fix=error.fix)
+    except OSError as error:
+        return ModelRow(path, size_bytes=size, problem=f"cannot be read: {error.strerror or error}")
+    kind = found.kind
+    return ModelRow(
+        path,
+        kind.kind,
+        kind.family,
+        kind.variant,
+        kind.naming,
+        next(iter(found.dtypes), ""),
+        found.prediction,
+        kind.ema,
+        found.tensors,
+        found.size_bytes,
+        found.title,
+    )
+
+
+def lying_there(root: Path, report: Report = silent, *, everything: bool = False) -> list[ModelRow]:
+    """Every model below the model folders and sessions of `root`, or with `everything` below `root` itself.
+
+    Nothing but headers is read. Damaged files, unfinished downloads and links that lead out of `root` are rows with
+    their problem. A root that has none of those folders is walked as it is.
+    """
+    if not root.is_dir():
+        return []
+    starts = [root / place for place in (*PLACES, SESSIONS) if (root / place).is_dir()]
+    begun = time.monotonic()
+
+    def tell(*event: Any) -> None:
+        if time.monotonic() - begun > QUICK_S:
+            report(ProgressEvent(*event))
+
+    walk, found = _Walk(Path(os.path.realpath(root))), []
+    for one in walk.below([root] if everything or not starts else starts):
+        found.append(one)
+        tell("looking", 0, 1, {"": f"{walk.entries:,} names, {len(found):,} models"})
+    rows = []
+    for number, one in enumerate(found, 1):
+        rows.append(one if isinstance(one, ModelRow) else row_of(one))
+        tell("reading headers", number, len(found), {"file": escaped(rows[-1].path.name[-40:])})
+    return rows
+
+
+class _Walk:
+    """Once through folders, each real place once; at most `MOST_ENTRIES` names, so that it ends on any Drive."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.entries = 0
+        self._seen: set[str] = set()
+
+    def below(self, folders: list[Path]) -> Iterator[Path | ModelRow]:
+        """Paths of models, and rows for what is no model to be opened but must be told."""
+        waiting = [(folder, 0) for folder in reversed(folders)]
+        while waiting:
+            folder, depth = waiting.pop()
+            if (real := os.path.realpath(folder)) in self._seen:
+                continue
+            self._seen.add(real)
+            try:
+                names = sorted(os.listdir(folder))
+            except OSError as error:
+                yield ModelRow(folder, problem=f"this folder cannot be read: {error.strerror or error}")
+                continue
+            if "model_index.json" in names:
+                yield folder
+                continue
+            below = []
+            skipped = NOT_MODELS if {"session.json", "instance_images"} & set(names) else set()
+            for name in names:
+                self.entries += 1
+                if self.entries > MOST_ENTRIES:
+                    yield ModelRow(folder, problem=f"more than {MOST_ENTRIES:,} names: the rest was not looked at",
+                                   fix="ask for one of the folders below it.")  # fmt: skip
+                    return
+                if is_junk(name) and not _UNFINISHED.search(name):
+                    continue
+                match self._told(folder / name):
+                    case "folder" if name not in skipped and depth < DEEPEST:
+                        below.append((folder / name, depth + 1))
+                    case "model":
+                        yield folder / name
+                    case ModelRow() as row:
+                        yield row
+            waiting += reversed(below)
+
+    def _told(self, path: Path) -> str | ModelRow:
+        """ "folder", "model", "" for what concerns nobody here, or a row for what cannot be opened."""
+        wanted = path.suffix.lower() in ENDINGS or bool(_UNFINISHED.search(path.name))
+        try:
+            if path.is_symlink():
+                return self._linked(path, wanted)
+            mode = path.stat().st_mode
+        except OSError as error:
+            return ModelRow(path, problem=f"cannot be read: {error.strerror or error}") if wanted else ""
+        if stat.S_ISDIR(mode):
+            return "folder"
+        if _UNFINISHED.search(path.name):
+            return ModelRow(path, size_bytes=_size(path), problem="unfinished: a download or conversion was cut off",
+                            fix="start it again.")  # fmt: skip
+        if not wanted:
+            return ""
+        return "model" if stat.S_ISREG(mode) else ModelRow(path, problem="is no ordinary file")
+
+    def _linked(self, path: Path, wanted: bool) -> str | ModelRow:
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(self.root):
+            if not wanted and not real.is_dir():
+                return ""
+            return ModelRow(path, problem="a link that leads out of this folder: it is not followed")
+        if real.is_dir():
+            return "folder"
+        if not wanted:
+            return ""
+        if not real.is_file():
+            return ModelRow(path, problem="a link that leads nowhere")
+        return "model"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _without_path(message: str, path: Path) -> str:
+    return message.removeprefix(str(path)).strip()

@@ -1,0 +1,161 @@
+"""Model files as users meet them: what is it, convert it, fetch it, is it whole, what is known, what lies here.
+
+One function for each question of notebooks/models.ipynb and of `fastsd identify|convert|models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.text import escaped
+from fastsd_lib.workflows.model_rows import ModelRow, lying_there, row_of
+
+if TYPE_CHECKING:
+    from fastsd_lib.models.controls import KnownControl
+    from fastsd_lib.models.known_models import KnownModel
+    from fastsd_lib.models.verifying import Verification
+    from fastsd_lib.workflows.converting import Converted
+    from fastsd_lib.workflows.model_downloads import Downloaded
+
+#: What a converted model can be stored as; "keep" leaves each weight as it is.
+DTYPES = ("keep", "fp16", "bf16", "fp32")
+EMA = ("drop", "use", "keep")
+NAMINGS = ("auto", "original", "diffusers", "kohya", "peft")
+
+
+def identify(paths: str | Path | Iterable[str | Path], report: Report = silent) -> list[ModelRow]:
+    """What each file or folder is, from headers alone; a folder that is no model gives a row for each model in it.
+
+    A file that cannot be told is a row with its `problem`. UserError for a path where nothing is.
+    """
+    rows = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        place = _there(path)
+        rows += lying_there(place, report, everything=True) if is_searched(place) else [row_of(place)]
+    return rows
+
+
+def is_searched(path: Path) -> bool:
+    """Whether `path` is a folder with models in it, not a model itself."""
+    return path.is_dir() and not any((path / name).is_file() for name in ("model_index.json", "config.json"))
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str = "keep",
+    vae: str | Path = "",
+    ema: str = "drop",
+    naming: str = "auto",
+    config_from: str | Path = "",
+    sha256: bool = True,
+    report: Report = silent,
+) -> Converted:
+    """Any model file into another form; the form is told by `target`'s name: a folder, .safetensors or .ckpt.
+
+    UserError for what cannot be converted so, before anything is written.
+    """
+    from fastsd_lib.formats.conversion import ConversionChoices
+    from fastsd_lib.workflows import converting
+
+    _check_choices(dtype=(dtype, DTYPES), ema=(ema, EMA), naming=(naming, NAMINGS))
+    if not str(target).strip():
+        raise UserError(
+            "No target is named.", fix="name a folder, or a file that ends in .safetensors or .ckpt."
+        )
+    choices = ConversionChoices(
+        dtype=None if dtype == "keep" else dtype,
+        vae=_there(vae) if str(vae).strip() else None,
+        ema=ema,
+        config_from=_there(config_from) if str(config_from).strip() else None,
+        naming=naming,
+        sha256=sha256,
+    )
+    return converting.convert(_there(source), Path(str(target).strip()).expanduser(), choices, report)
+
+
+def download(
+    names: str | Iterable[str],
+    root: Path | None = None,
+    *,
+    kind: str = "",
+    folder: Path | None = None,
+    report: Report = silent,
+) -> list[Downloaded]:
+    """Have each of `names` here: a name of the registry, a Hugging Face id, a link or a path; a text may hold several.
+
+    Each goes to the folder of its kind below `root`, or into `folder`. UserError with the first that cannot be had.
+    """
+    from fastsd_lib.workflows import model_downloads
+    from fastsd_lib.workflows.file_links import split_links
+
+    words = split_links(names) if isinstance(names, str) else list(names)
+    folders = None if folder is None else _EveryKind(folder)
+    return [model_downloads.download(word, root, kind, folders, report) for word in words]
+
+
+def verify(paths: Iterable[str | Path], sha256: str = "", report: Report = silent) -> list[Verification]:
+    """Whether files are whole: header, places of the weights, every number finite, and the hash if one is given."""
+    from fastsd_lib.models import verifying
+
+    return [verifying.verify_file(_there(path), sha256, report) for path in paths]
+
+
+def known(family: str = "", use: str = "", user_file: Path | None = None) -> list[KnownModel]:
+    """The models that have a name, of one family and use ("train", "generate") if asked. UserError for no such family."""
+    from fastsd_lib.models.known_models import known_models
+
+    models = known_models(user_file)
+    families = dict.fromkeys(model.family for model in models)
+    if family:
+        _check_choices(family=(family, tuple(families)))
+    return [model for model in models if family in ("", model.family) and (not use or use in model.uses)]
+
+
+def known_controls(family: str = "") -> list[KnownControl]:
+    """The ControlNets that have a name, for one family if asked."""
+    from fastsd_lib.models.controls import known_controls as listed
+
+    controls = listed()
+    if family:
+        _check_choices(family=(family, tuple(dict.fromkeys(control.family for control in controls))))
+    return [control for control in controls if family in ("", control.family)]
+
+
+class _EveryKind(Mapping[str, Path]):
+    """One folder for files of every kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, kind: str) -> Path:
+        return self.folder
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _there(path: str | Path) -> Path:
+    place = Path(str(path).strip()).expanduser()
+    if not str(path).strip() or not place.exists():
+        raise UserError(
+            f"There is no file or folder {escaped(str(path)) or '(none is named)'}.",
+            fix="check the path; ~ stands for your home folder.",
+        )
+    return place
+
+
+def _check_choices(**asked: tuple[str, tuple[str, ...]]) -> None:
+    for name, (word, known_words) in asked.items():
+        if word not in known_words:
+            raise UserError(
+                f"{name} cannot be {escaped(word)!r}.", fix=f"take one of {', '.join(known_words)}."
+            )
