@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.cli_draw import add_generate
+from fastsd_lib.cli_models import add_convert, add_identify, add_models
 from fastsd_lib.cli_session import add_session
 from fastsd_lib.cli_vit import add_vit
 from fastsd_lib.cli_webui import add_webui
@@ -37,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_session,
         _add_train,
         add_generate,
-        _add_identify,
-        _add_convert,
-        _add_models,
+        add_identify,
+        add_convert,
+        add_models,
         add_webui,
         add_vit,
         _add_benchmark,
@@ -148,107 +149,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-# ------------------------------------------------------------------ models
-
-
-def _add_identify(known: Any) -> None:
-    parser = command(known, "identify", _identify, "model family and layout, from the header alone")
-    parser.add_argument("file", type=Path)
-
-
-def _identify(options: argparse.Namespace, rest: list[str]) -> int:
-    import dataclasses
-
-    from fastsd_lib.models.identify import describe
-
-    found = dataclasses.asdict(describe(options.file))
-    value = {"path": str(found.pop("path")), **found.pop("kind"), **found}
-    lines = [f"{key}: {_readable(item)}" for key, item in value.items() if item not in ("", False)]
-    show(options, value, lines)
-    return 0
-
-
-def _readable(item: Any) -> str:
-    if isinstance(item, dict):
-        return ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in item.items())
-    return "yes" if item is True else str(item)
-
-
-def _add_convert(known: Any) -> None:
-    parser = command(
-        known, "convert", _convert, "Diffusers folder <-> single .safetensors file (Stable Diffusion 1.x)"
-    )
-    parser.add_argument("source", type=Path, metavar="SRC")
-    parser.add_argument("target", type=Path, metavar="DST")
-    parser.add_argument(
-        "--dtype",
-        choices=("fp16", "bf16", "fp32", "keep"),
-        default="keep",
-        help="of a single file (keep: as it is)",
-    )
-
-
-def _convert(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import dreambooth
-
-    made = dreambooth.convert(
-        options.source,
-        options.target,
-        None if options.dtype == "keep" else options.dtype,
-        console_progress(options),
-    )
-    show(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
-    return 0
-
-
-def _add_models(known: Any) -> None:
-    parser = known.add_parser("models", help="base models by name", allow_abbrev=False)
-    actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser, required=True)
-    command(actions, "list", _models_list, "the base models that have a name")
-    for name, run, text in (
-        ("info", _models_info, "what is known of one model"),
-        ("download", _models_download, "fetch a model into the cache"),
-    ):
-        command(actions, name, run, text).add_argument("model")
-
-
-def _models_list(options: argparse.Namespace, rest: list[str]) -> int:
-    import dataclasses
-
-    from fastsd_lib.models.registry import KNOWN_MODELS
-
-    rows = [dataclasses.asdict(model) for model in KNOWN_MODELS]
-    show(
-        options,
-        rows,
-        [f"{row['name']}: {row['about']} ({row['resolution_px']} px, {row['licence']})" for row in rows],
-    )
-    return 0
-
-
-def _models_info(options: argparse.Namespace, rest: list[str]) -> int:
-    import dataclasses
-
-    from fastsd_lib.models.registry import KNOWN_MODELS
-
-    for model in KNOWN_MODELS:
-        if options.model in (model.name, *model.aliases):
-            value = dataclasses.asdict(model)
-            show(options, value, [f"{key}: {item}" for key, item in value.items()])
-            return 0
-    options.file = Path(options.model)
-    return _identify(options, rest)
-
-
-def _models_download(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.workflows import dreambooth
-
-    made = dreambooth.base_model(options.model)
-    show(options, {"family": made.family, "layout": made.layout, "path": str(made.path)}, [str(made.path)])
-    return 0
-
-
-# ------------------------------------------------------------------ web UI, benchmarks
+# ------------------------------------------------------------------ benchmarks
 
 
 def _add_benchmark(known: Any) -> None:

@@ -12,7 +12,7 @@ from fastsd_lib.cli_words import Parser, add_root, command, console_progress, sh
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.text import escaped
 from fastsd_lib.workflows import models
-from fastsd_lib.workflows.model_rows import ModelRow
+from fastsd_lib.workflows.model_rows import ModelRow, size_words
 
 
 def add_identify(known: Any) -> None:
@@ -142,9 +142,32 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _list(options: argparse.Namespace, rest: list[str]) -> int:
     found = models.known_controls(options.family) if options.controls else models.known(options.family)
-    rows = [dataclasses.asdict(model) for model in found]
-    show(options, rows, [f"{row['name']}: {row['about']}" for row in rows])
+    value = [dataclasses.asdict(model) for model in found]
+    rows = [_control_row(model) if options.controls else _model_row(model) for model in found]
+    heads = (
+        ("name", "family", "size", "about")
+        if options.controls
+        else ("name", "family", "px", "size", "for", "about")
+    )
+    show(options, value, _columns(heads, rows))
     return 0
+
+
+def _model_row(model: Any) -> tuple[str, ...]:
+    """By its first alias where it has one: `models info NAME` tells the rest."""
+    return (
+        next(iter(model.aliases), model.name),
+        model.family,
+        str(model.resolution_px or ""),
+        size_words(model.size_bytes) if model.size_bytes else "",
+        "+".join(model.uses),
+        model.about + (" (gated)" if model.gated else ""),
+    )
+
+
+def _control_row(control: Any) -> tuple[str, ...]:
+    size = size_words(control.size_bytes) if control.size_bytes else ""
+    return (control.name, control.family, size, control.about)
 
 
 def _info(options: argparse.Namespace, rest: list[str]) -> int:

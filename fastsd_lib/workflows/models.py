@@ -5,6 +5,7 @@ One function for each question of notebooks/models.ipynb and of `fastsd identify
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,8 @@ def convert(
     from fastsd_lib.formats.conversion import ConversionChoices
     from fastsd_lib.workflows import converting
 
-    _check_choices(dtype=(dtype, DTYPES), ema=(ema, EMA), naming=(naming, NAMINGS))
+    for name, word, choices in (("dtype", dtype, DTYPES), ("ema", ema, EMA), ("naming", naming, NAMINGS)):
+        check_choice(name, word, choices)
     if not str(target).strip():
         raise UserError(
             "No target is named.", fix="name a folder, or a file that ends in .safetensors or .ckpt."
@@ -94,7 +96,9 @@ def download(
     from fastsd_lib.workflows import model_downloads
     from fastsd_lib.workflows.file_links import split_links
 
-    words = split_links(names) if isinstance(names, str) else list(names)
+    words = names
+    if isinstance(names, str):  # a path may hold spaces, links do not
+        words = [names] if names.strip() and Path(names.strip()).expanduser().exists() else split_links(names)
     folders = None if folder is None else _EveryKind(folder)
     return [model_downloads.download(word, root, kind, folders, report) for word in words]
 
@@ -106,15 +110,14 @@ def verify(paths: Iterable[str | Path], sha256: str = "", report: Report = silen
     return [verifying.verify_file(_there(path), sha256, report) for path in paths]
 
 
-def known(family: str = "", use: str = "", user_file: Path | None = None) -> list[KnownModel]:
-    """The models that have a name, of one family and use ("train", "generate") if asked. UserError for no such family."""
+def known(family: str = "", use: str = "", root: Path | None = None) -> list[KnownModel]:
+    """The models that have a name, of one family and use ("train", "generate") if asked; those added in `root` as well."""
     from fastsd_lib.models.known_models import known_models
 
-    models = known_models(user_file)
-    families = dict.fromkeys(model.family for model in models)
+    found = known_models(root=root)
     if family:
-        _check_choices(family=(family, tuple(families)))
-    return [model for model in models if family in ("", model.family) and (not use or use in model.uses)]
+        check_choice("family", family, dict.fromkeys(model.family for model in found))
+    return [model for model in found if family in ("", model.family) and (not use or use in model.uses)]
 
 
 def known_controls(family: str = "") -> list[KnownControl]:
@@ -123,7 +126,7 @@ def known_controls(family: str = "") -> list[KnownControl]:
 
     controls = listed()
     if family:
-        _check_choices(family=(family, tuple(dict.fromkeys(control.family for control in controls))))
+        check_choice("family", family, dict.fromkeys(control.family for control in controls))
     return [control for control in controls if family in ("", control.family)]
 
 
@@ -153,9 +156,12 @@ def _there(path: str | Path) -> Path:
     return place
 
 
-def _check_choices(**asked: tuple[str, tuple[str, ...]]) -> None:
-    for name, (word, known_words) in asked.items():
-        if word not in known_words:
-            raise UserError(
-                f"{name} cannot be {escaped(word)!r}.", fix=f"take one of {', '.join(known_words)}."
-            )
+def check_choice(name: str, word: str, choices: Iterable[str]) -> None:
+    """UserError unless `word` is one of `choices`."""
+    choices = list(choices)
+    if word not in choices:
+        near = difflib.get_close_matches(word, choices, 1)
+        raise UserError(
+            f"{name} cannot be {escaped(word)!r}.",
+            fix=f"did you mean {near[0]}?" if near else f"take one of {', '.join(filter(None, choices))}.",
+        )

@@ -1,0 +1,103 @@
+"""The steps of notebooks/models.ipynb: what a field that is left empty means, and where things go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.environment import tokens
+from fastsd_lib.workflows import models
+from fastsd_lib.workflows.model_rows import ModelRow, row_of
+
+if TYPE_CHECKING:
+    from fastsd_lib.models.verifying import Verification
+    from fastsd_lib.workflows.converting import Converted
+    from fastsd_lib.workflows.model_downloads import Downloaded
+
+#: What the list of the Convert cell says -> the ending of the target; a folder has none.
+FORMS = {"safetensors": ".safetensors", "ckpt": ".ckpt", "folder": ""}
+AUTO = "auto"
+
+
+def tokens_found(root: Path) -> dict[str, str]:
+    """Which keys are kept here, for a table: never a key itself."""
+    found = {"Hugging Face": tokens.hub_token(root), "CivitAI": tokens.civitai_key(root)}
+    names = {"Hugging Face": "HF_TOKEN", "CivitAI": "CIVITAI_API_KEY"}
+    return {
+        site: "found" if key else f"none; what needs one says so. Keep it as the secret {names[site]}"
+        for site, key in found.items()
+    }
+
+
+def download(
+    root: Path, model: str, links: str = "", kind: str = AUTO, report: Report = silent
+) -> list[Downloaded]:
+    """The chosen model and what else is named in `links`, each in the folder of its kind below `root`."""
+    fetched = models.download([model], root, report=report)
+    return fetched + models.download(links, root, kind="" if kind == AUTO else kind, report=report)
+
+
+def identify(what: str, fetched: Sequence[Downloaded], report: Report = silent) -> list[ModelRow]:
+    """A file, or all of a folder; empty: what was fetched."""
+    return models.identify(what if what.strip() else [one.path for one in fetched], report)
+
+
+def convert(
+    root: Path,
+    fetched: Sequence[Downloaded],
+    source: str = "",
+    target: str = "",
+    form: str = "safetensors",
+    report: Report = silent,
+    **choices: Any,
+) -> Converted:
+    """`source` (empty: the first that was fetched) as `target` (empty: a file or folder of its name, by `form`)."""
+    models.check_choice("form", form, FORMS)
+    place = Path(source.strip() or str(fetched[0].path)).expanduser()
+    into = Path(target.strip()).expanduser() if target.strip() else _target(root, place, form, choices)
+    return models.convert(place, into, report=report, **choices)
+
+
+def verify(what: str, made: Converted, sha256: str = "", report: Report = silent) -> list[Verification]:
+    """A file or model folder; empty: what was converted."""
+    return models.verify([what if what.strip() else made.path], sha256.strip(), report)
+
+
+def table(root: Path, folder: str = "", report: Report = silent) -> list[ModelRow]:
+    """Everything in the model folders and sessions below `root`, or in another folder."""
+    if folder.strip():
+        return models.identify(folder, report)
+    return models.lying_there(root, report)
+
+
+def told_of(made: Converted) -> dict[str, Any]:
+    """For a table: what was written, and what is to be known of it."""
+    row = row_of(made.path)
+    facts = {"file" if made.path.is_file() else "folder": made.path, "kind": made.kind, "for": row.base,
+             "weights": row.dtype, "size": row.size, "to be known": " ".join(made.notes)}  # fmt: skip
+    return {name: value for name, value in facts.items() if value}
+
+
+def _target(root: Path, source: Path, form: str, choices: dict[str, Any]) -> Path:
+    """In the folder of its kind, by the source's name; never the source itself."""
+    from fastsd_lib.workflows.model_downloads import model_folders
+
+    row = row_of(source)
+    if row.problem:
+        raise UserError(row.complaint, fix=row.fix)
+    dtype = choices.get("dtype", "keep")
+    name = _name_of(source) + ("" if dtype == "keep" else f"-{dtype}")
+    folder = model_folders(root).get(row.kind, root / "models")
+    into = folder / f"{name}{FORMS[form]}"
+    same = into.exists() and into.resolve() == source.resolve()
+    return folder / f"{name}-converted{FORMS[form]}" if same else into
+
+
+def _name_of(source: Path) -> str:
+    """The Hub's cache calls folders by hashes: then the model's own name."""
+    if source.parent.name == "snapshots":
+        return source.parent.parent.name.rpartition("--")[2]
+    return source.name if source.is_dir() else source.stem
