@@ -123,25 +123,26 @@ def _parse_overrides(cls: type, words: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, what: str = "recipe", example: str = "copy sessions_template/recipe.yaml"
+) -> dict[str, Any]:
     """The mapping in a YAML file: safe types only, no duplicate keys, no anchors, at most 64 kB.
 
     `yes`, `no`, `on` and dates stay text and `2e-6` is a number: YAML 1.1 would surprise here.
+    `what` the file is, and where an example of it is found, are for the sentences of errors.
     """
     try:
         with path.open("rb") as handle:
             data = handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(
-            f"There is no file {path}.", fix="check the path, or copy sessions_template/recipe.yaml."
-        ) from None
+        raise UserError(f"There is no file {path}.", fix=f"check the path, or {example}.") from None
     except OSError as error:
         reason = "it is a folder" if path.is_dir() else error.strerror
-        raise UserError(f"{path} cannot be read: {reason}.", fix="name a recipe file.") from None
+        raise UserError(f"{path} cannot be read: {reason}.", fix=f"name a {what} file.") from None
     if len(data) > MAX_BYTES:
         raise UserError(
             f"{path} is larger than {MAX_BYTES // 1024} kB.",
-            fix="is this a recipe? It should be a page of text.",
+            fix=f"is this a {what}? It should be a page of text.",
         )
     try:
         text = data.decode("utf-8-sig")

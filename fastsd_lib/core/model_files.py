@@ -8,6 +8,15 @@ from typing import Literal
 
 Family = Literal["sd1", "sd2", "sdxl", "sd3", "flux"]
 Layout = Literal["diffusers", "single_file"]
+#: As people say it; the refiner is a family of its own where it matters what fits what.
+FAMILY_NAMES = {
+    "sd1": "SD 1.x",
+    "sd2": "SD 2.x",
+    "sdxl": "SDXL",
+    "sdxl_refiner": "SDXL refiner",
+    "sd3": "SD 3",
+    "flux": "Flux",
+}
 
 
 @dataclass(frozen=True)
