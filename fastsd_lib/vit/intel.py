@@ -27,9 +27,12 @@ def nncf() -> Any:
     openvino()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        loggers = logging.getLoggerClass()
         import nncf as module
 
-        module.set_log_level(logging.ERROR)
+        logging.setLoggerClass(loggers)  # it makes all later loggers its own kind
+        # Not by its set_log_level, which sets the level of handlers that are others' too.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
     return module
 
 

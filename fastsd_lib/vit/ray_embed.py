@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +134,7 @@ def _cluster(address: str | None, cpus: int) -> Iterator[Any]:
         yield ray
         return
     started = address is None and "RAY_ADDRESS" not in os.environ
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place, and leaves it there
     try:
         if started:
             ray.init(
@@ -153,6 +156,8 @@ def _cluster(address: str | None, cpus: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager
