@@ -83,7 +83,7 @@ def _weights(path: Path, header: PickleHeader) -> dict[str, torch.Tensor]:
             fix="download or copy it again.",
         ) from None
     inner = value.get("state_dict", value)
-    tensors = {name: inner[name] for name in header.tensors}
+    tensors = {name: inner.get(name) for name in header.tensors}
     for name, tensor in tensors.items():
         if (
             not isinstance(tensor, torch.Tensor)
