@@ -108,7 +108,7 @@ ROW_HEADS = ("kind", "for", "dtype", "size", "file", "")
 
 
 def _row(row: ModelRow) -> tuple[str, ...]:
-    return (row.kind, row.base, row.dtype, row.size, escaped(str(row.path)), escaped(row.problem))
+    return (row.sort, row.base, row.dtype, row.size, escaped(str(row.path)), escaped(row.problem))
 
 
 def _facts(row: ModelRow) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def show_downloaded(found: Sequence[Downloaded], title: str = "Here now") -> Non
         notes = "".join(f"<div>{escape(escaped(note))}</div>" for note in one.notes)
         here = "was there" if one.there_already else "new"
         rows += (
-            f"<tr><td>{escape(escaped(str(one.path)))}</td><td>{escape(row.kind)}</td><td>{escape(row.base)}</td>"
+            f"<tr><td>{escape(escaped(str(one.path)))}</td><td>{escape(row.sort)}</td><td>{escape(row.base)}</td>"
             f'<td class="fsd-number">{row.size}</td><td>{here}</td><td>{notes}{_problem(row)}</td></tr>'
         )
     heads = "".join(f"<th>{head}</th>" for head in ("Where", "Kind", "For", "Size", "", ""))
@@ -63,7 +63,7 @@ def table(rows: Sequence[ModelRow], root: Path | None = None) -> str:
     )
     body = "".join(
         "<tr>"
-        f"<td>{escape(escaped(_short(row.path, root)))}</td><td>{escape(row.kind)}</td><td>{escape(row.base)}</td>"
+        f"<td>{escape(escaped(_short(row.path, root)))}</td><td>{escape(row.sort)}</td><td>{escape(row.base)}</td>"
         f'<td>{escape(row.dtype)}</td><td class="fsd-number">{row.size}</td><td>{_problem(row)}</td></tr>'
         for row in ordered[:MOST_ROWS]
     )
@@ -75,7 +75,7 @@ def table(rows: Sequence[ModelRow], root: Path | None = None) -> str:
 def facts_of_row(row: ModelRow) -> dict[str, str]:
     """Label -> text, without what is not known."""
     facts = {
-        "Kind": row.kind,
+        "Kind": row.sort,
         "For": row.base,
         "Prediction": row.prediction,
         "Tensor names": row.naming,

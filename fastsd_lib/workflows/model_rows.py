@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ FAMILY_WORDS = {
     "sd3": "SD 3",
     "flux": "Flux",
 }
+#: Kinds whose variant is the base model's: inpainting, dev ...
+_MODELS = ("checkpoint", "unet", "transformer")
 #: Where models lie below a root: A1111's folders, those of the older notebooks on Drive, and what training made.
 PLACES = ("models", "embeddings", "sd/stable-diffusion-webui/models", "sd/stable-diffusion-webui/embeddings")
 SESSIONS = "Fast-Dreambooth/Sessions"
@@ -55,9 +57,17 @@ class ModelRow:
     fix: str = ""
 
     @property
+    def sort(self) -> str:
+        """What it is, in words: "checkpoint", "LoCon", "upscaler ESRGAN"."""
+        if self.kind == "lora":
+            return self.variant or "LoRA"
+        return f"{self.kind} {self.variant}".strip() if self.kind not in _MODELS else self.kind
+
+    @property
     def base(self) -> str:
-        """The base model in words: "SD 1.x", "SDXL inpainting"."""
-        return " ".join(filter(None, [FAMILY_WORDS.get(self.family, self.family), self.variant]))
+        """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where that is not known."""
+        family = FAMILY_WORDS.get(self.family, self.family)
+        return f"{family} {self.variant}".strip() if self.kind in _MODELS else family
 
     @property
     def size(self) -> str:
@@ -119,10 +129,9 @@ def lying_there(root: Path, report: Report = silent, *, everything: bool = False
         if time.monotonic() - begun > QUICK_S:
             report(ProgressEvent(*event))
 
-    walk, found = _Walk(Path(os.path.realpath(root))), []
-    for one in walk.below([root] if everything or not starts else starts):
-        found.append(one)
-        tell("looking", 0, 1, {"": f"{walk.entries:,} names, {len(found):,} models"})
+    walk = _Walk(Path(os.path.realpath(root)), lambda names: tell("looking", 0, 1, {"": f"{names:,} names"}))
+    found = list(walk.below([root] if everything or not starts else starts))
+    tell("looking", 1, 1, {"": f"{walk.entries:,} names, {len(found):,} models"})
     rows = []
     for number, one in enumerate(found, 1):
         rows.append(one if isinstance(one, ModelRow) else row_of(one))
@@ -133,9 +142,11 @@ def lying_there(root: Path, report: Report = silent, *, everything: bool = False
 class _Walk:
     """Once through folders, each real place once; at most `MOST_ENTRIES` names, so that it ends on any Drive."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tell: Callable[[int], None]) -> None:
+        """`tell` hears the number of names after each folder."""
         self.root = root
         self.entries = 0
+        self._tell = tell
         self._seen: set[str] = set()
 
     def below(self, folders: list[Path]) -> Iterator[Path | ModelRow]:
@@ -147,63 +158,66 @@ class _Walk:
                 continue
             self._seen.add(real)
             try:
-                names = sorted(os.listdir(folder))
+                with os.scandir(folder) as listing:
+                    few = itertools.islice(listing, MOST_ENTRIES + 1 - self.entries)
+                    entries = sorted(few, key=lambda entry: entry.name)
             except OSError as error:
                 yield ModelRow(folder, problem=f"this folder cannot be read: {error.strerror or error}")
                 continue
+            names = {entry.name for entry in entries}
             if "model_index.json" in names:
                 yield folder
                 continue
             below = []
-            skipped = NOT_MODELS if {"session.json", "instance_images"} & set(names) else set()
-            for name in names:
+            skipped = NOT_MODELS if {"session.json", "instance_images"} & names else set()
+            for entry in entries:
                 self.entries += 1
                 if self.entries > MOST_ENTRIES:
                     yield ModelRow(folder, problem=f"more than {MOST_ENTRIES:,} names: the rest was not looked at",
                                    fix="ask for one of the folders below it.")  # fmt: skip
                     return
-                if is_junk(name) and not _UNFINISHED.search(name):
+                if is_junk(entry.name) and not _UNFINISHED.search(entry.name):
                     continue
-                match self._told(folder / name):
-                    case "folder" if name not in skipped and depth < DEEPEST:
-                        below.append((folder / name, depth + 1))
+                match self._sort_of(entry):
+                    case "folder" if entry.name not in skipped and depth < DEEPEST:
+                        below.append((Path(entry.path), depth + 1))
                     case "model":
-                        yield folder / name
+                        yield Path(entry.path)
                     case ModelRow() as row:
                         yield row
             waiting += reversed(below)
+            self._tell(self.entries)
 
-    def _told(self, path: Path) -> str | ModelRow:
-        """ "folder", "model", "" for what concerns nobody here, or a row for what cannot be opened."""
-        wanted = path.suffix.lower() in ENDINGS or bool(_UNFINISHED.search(path.name))
+    def _sort_of(self, entry: os.DirEntry[str]) -> str | ModelRow:
+        """ "folder", "model", "" for what concerns nobody here, or a row for what cannot be opened.
+
+        Nothing that the listing itself does not tell is asked of files with other endings: on Drive each costs a request.
+        """
+        path, unfinished = Path(entry.path), bool(_UNFINISHED.search(entry.name))
+        wanted = unfinished or path.suffix.lower() in ENDINGS
         try:
-            if path.is_symlink():
+            if entry.is_symlink():
                 return self._linked(path, wanted)
-            mode = path.stat().st_mode
+            if entry.is_dir():
+                return "folder"
+            if unfinished:
+                return ModelRow(path, size_bytes=_size(path), problem="unfinished: a download or conversion was cut off",
+                                fix="start it again.")  # fmt: skip
+            if not wanted or entry.is_file():
+                return "model" if wanted else ""
         except OSError as error:
             return ModelRow(path, problem=f"cannot be read: {error.strerror or error}") if wanted else ""
-        if stat.S_ISDIR(mode):
-            return "folder"
-        if _UNFINISHED.search(path.name):
-            return ModelRow(path, size_bytes=_size(path), problem="unfinished: a download or conversion was cut off",
-                            fix="start it again.")  # fmt: skip
-        if not wanted:
-            return ""
-        return "model" if stat.S_ISREG(mode) else ModelRow(path, problem="is no ordinary file")
+        return ModelRow(path, problem="is no ordinary file")
 
     def _linked(self, path: Path, wanted: bool) -> str | ModelRow:
         real = Path(os.path.realpath(path))
-        if not real.is_relative_to(self.root):
-            if not wanted and not real.is_dir():
-                return ""
+        if real.is_relative_to(self.root):
+            if real.is_dir() or not wanted:
+                return "folder" if real.is_dir() else ""
+            return "model" if real.is_file() else ModelRow(path, problem="a link that leads nowhere")
+        if wanted or real.is_dir():
             return ModelRow(path, problem="a link that leads out of this folder: it is not followed")
-        if real.is_dir():
-            return "folder"
-        if not wanted:
-            return ""
-        if not real.is_file():
-            return ModelRow(path, problem="a link that leads nowhere")
-        return "model"
+        return ""
 
 
 def _size(path: Path) -> int:
