@@ -1,18 +1,46 @@
 """A model file from the internet: whole or not at all, gone on with after a break, and only from where it may come.
 
-`download_file` is the one way in which files are fetched by their address. Addresses are checked and dialled by
-core.https_client; what is on its way is `download_part`'s, who fetches which bytes `download_lines`'s.
+`download_file` is the one way in which files are fetched by their address. core.https_client checks and dials
+addresses; `download_transfer` fetches what is missing, `download_answers` reads what servers say, `download_part`
+keeps what is there, `download_names` finds the name.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.files import fsync_path, sha256_file
+from fastsd_lib.core.https_client import shown_url
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.text import escaped
+from fastsd_lib.models.download_answers import Changed, Failed
+from fastsd_lib.models.download_names import chosen_name, free_place, with_true_suffix
+from fastsd_lib.models.download_part import OwnDisk, Part
+from fastsd_lib.models.download_transfer import Transfer
+
+SPARE_BYTES = 64 << 20  # a disk is never filled to the last byte
+LEAST_BYTES_PER_S = 100  # slower than this for `stall_s` is a stall
+WORTH_A_NEW_TRY = 64 << 10  # bytes: a try that brought so many does not count as one that failed
+_KEYS = {
+    "token",
+    "key",
+    "api_key",
+    "apikey",
+    "access_token",
+    "sig",
+    "signature",
+    "expires",
+    "policy",
+    "key-pair-id",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +60,13 @@ class DownloadRules:
 
     most_bytes: int = 200_000_000_000
     stall_s: float = 60.0  # this long with next to no bytes is the end of a try
-    parts: int = 4  # connections at once, where the server gives ranges
+    parts: int = 4  # connections at once, where the server gives parts of a large file
+    segment_bytes: int = 32 << 20  # asked for at once; a file that is no larger needs one connection
     redirects: int = 5
+    tries: int = 4  # of one source, without progress
+    wait_s: float = 1.0  # before the second try; twice as long before each further one
+    most_wait_s: float = 120.0  # a server that wants a longer rest is left
+    save_s: float = 2.0  # how often it is written down what is there
     http_allowed: bool = False
     private_allowed: bool = False  # tests only, and a mirror that the user set up himself (HF_ENDPOINT)
     ssl_context: ssl.SSLContext | None = None  # None = the certificates that this machine believes
@@ -58,6 +91,240 @@ def download_file(
 
     A broken download is gone on with by the next call for the same file. A file of the same name is never written
     over: with the same content it is what is returned, beside other content the new one is called NAME-2.
-    DownloadRefused names the reason of each source.
+    DownloadRefused names the reason of each source; OwnDisk, DownloadStopped and a second program that fetches the
+    same file are UserErrors of their own.
     """
-    raise NotImplementedError
+    if not sources:
+        raise DownloadRefused("There is no address to fetch from.", fix="give a link or a path.")
+    failures = []
+    for source in sources:
+        try:
+            return _from_source(source, folder, rules, report, should_stop)
+        except Failed as failure:
+            failures.append((source, failure))
+    told = [f"{shown_url(source.url)} {failure.reason}" for source, failure in failures]
+    if len(told) == 1:
+        raise DownloadRefused(f"{told[0]}.", fix=failures[0][1].fix)
+    raise DownloadRefused(
+        f"None of {len(told)} addresses gave the file: {'; '.join(told)}.", fix=failures[0][1].fix
+    )
+
+
+def _from_source(
+    source: Source, folder: Path, rules: DownloadRules, report: Report, should_stop: Callable[[], bool] | None
+) -> Path:
+    origin = _fingerprint(_without_keys(source.url))
+    key = source.sha256.lower()[:16] or origin
+    if (there := _lies_there(source, folder)) is not None:
+        return there
+    with Part(folder, key).opened() as part:
+        # Without a sign of the file's version, only its hash can tell whether old and new bytes belong together.
+        if not (source.sha256 or (part.validator and part.origin == origin)):
+            part.forget()
+        watch = _Watch(source, part, rules, report, should_stop, _called(source, part, key))
+        resumed = part.bytes_done > 0
+        sha256 = _fetch_all(source, part, rules, origin, watch)
+        if resumed and sha256 and sha256_file(part.path) != sha256:  # old and new bytes do not fit
+            part.forget()
+            sha256 = _fetch_all(source, part, rules, origin, watch)
+        _check_hash(part, sha256)
+        name = with_true_suffix(_called(source, part, key), part.path)
+        return _put(part, folder, name, sha256)
+
+
+def _fetch_all(source: Source, part: Part, rules: DownloadRules, origin: str, watch: _Watch) -> str:
+    """Try until every byte is there; the SHA-256 to expect ("" = not known)."""
+    context = rules.ssl_context or ssl.create_default_context()
+    failed = changed = 0
+    lines, ranges = rules.parts, True
+    while True:
+        if part.size is not None and not part.missing():
+            return source.sha256.lower()
+        before = part.bytes_done
+        transfer = Transfer(
+            source,
+            part,
+            rules,
+            context,
+            lines=lines,
+            ranges=ranges,
+            origin=origin,
+            check_size=watch.check_size,
+        )
+        try:
+            transfer.run(watch)
+            part.record()
+            return transfer.sha256
+        except Changed as failure:
+            changed += 1
+            if changed > 2:
+                part.remove()
+                raise Failed(
+                    f"{failure.reason}, time and again", "take another address of this file."
+                ) from None
+            ranges = ranges and failure.ranges
+            part.forget()
+        except Failed as failure:
+            lasting = _lasting(part, source) and ranges
+            failed = 1 if lasting and part.bytes_done - before >= WORTH_A_NEW_TRY else failed + 1
+            last = not failure.again or failed >= rules.tries
+            _keep(part, lasting, last)
+            if last:
+                raise
+            watch.rest(max(failure.wait_s, rules.wait_s * 2 ** (failed - 1)))
+            lines = max(1, lines // 2)
+        except BaseException:  # stopped, or our own disk
+            _keep(part, _lasting(part, source) and ranges, last=True)
+            raise
+
+
+def _lasting(part: Part, source: Source) -> bool:
+    """Whether what is there can be gone on with."""
+    return bool(part.size and part.bytes_done and (part.validator or source.sha256))
+
+
+def _keep(part: Part, lasting: bool, last: bool) -> None:
+    """What is there for the next try; nothing when that would begin afresh anyway and none comes."""
+    if lasting:
+        part.record()
+    elif last:
+        part.remove()
+    else:
+        part.forget()
+
+
+class _Watch:
+    """Looks at a transfer from outside, several times a second: progress, stall, stop, space, the note on the disk."""
+
+    def __init__(
+        self, source: Source, part: Part, rules: DownloadRules, report: Report,
+        should_stop: Callable[[], bool] | None, name: str,
+    ) -> None:  # fmt: skip
+        self._source, self._part, self._rules, self._report = source, part, rules, report
+        self._should_stop, self._task = should_stop, f"download {escaped(name[:60])}"
+        self._saved = self._told = time.monotonic()
+        self._told_bytes = part.bytes_done
+        self._window = (time.monotonic(), 0)  # begin of the time in which a stall is looked for, bytes then
+
+    def __call__(self, received: int) -> None:
+        now = time.monotonic()
+        self._stop_if_asked()
+        begin, bytes_then = self._window
+        if received < bytes_then:  # a new try
+            self._window = (now, received)
+        elif now - begin >= self._rules.stall_s:
+            if received - bytes_then < LEAST_BYTES_PER_S * self._rules.stall_s:
+                raise Failed(f"gave next to nothing for {self._rules.stall_s:g} s", again=True)
+            self._window = (now, received)
+        if now - self._told >= 0.5:
+            self._tell(now)
+        if now - self._saved >= self._rules.save_s:
+            self._saved = now
+            if self._part.size is not None:
+                self._part.record()
+            _check_space(self._part, 0)
+
+    def _tell(self, now: float) -> None:
+        done, size = self._part.bytes_done, self._part.size
+        speed = max(done - self._told_bytes, 0) / max(now - self._told, 1e-3) / 1e6
+        self._told, self._told_bytes = now, done
+        text = f"{done / 1e6:,.0f}{f' of {size / 1e6:,.0f}' if size else ''} MB, {speed:.1f} MB/s"
+        # A file of untold size shows no bar: 0 of 1.
+        self._report(
+            ProgressEvent(self._task, done if size else 0, size or 1, {"": text, "bytes_per_s": speed * 1e6})
+        )
+
+    def rest(self, seconds: float) -> None:
+        """Before the next try."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._stop_if_asked()
+            time.sleep(min(left, 0.1))
+        self._window = (time.monotonic(), 0)
+
+    def _stop_if_asked(self) -> None:
+        if self._should_stop is not None and self._should_stop():
+            raise DownloadStopped(
+                f"{self._task} was stopped.", fix="run it again: it goes on where it stopped."
+            )
+
+    def check_size(self, size: int | None) -> None:
+        """What the server says (None: nothing), or what came without its saying so."""
+        wanted, most = self._source.size_bytes, self._rules.most_bytes
+        if size == 0:
+            raise Failed("gives an empty file", "check the address, or take another one.")
+        if size is not None and size > most:
+            raise Failed(
+                f"gives {size / 1e9:,.1f} GB or more, and at most {most / 1e9:,.1f} GB are taken",
+                "take another address.",
+            )
+        if size is not None and wanted and size != wanted:
+            raise Failed(
+                f"gives {size:,} bytes where {wanted:,} are expected", "take another address of this file."
+            )
+        _check_space(self._part, size or wanted)
+
+
+def _check_space(part: Part, size: int) -> None:
+    """OwnDisk when the rest of `size` bytes does not fit."""
+    needed = max(size - part.bytes_done, 0)
+    free = shutil.disk_usage(part.path.parent).free
+    if free < needed + SPARE_BYTES:
+        raise OwnDisk(
+            f"{part.path.parent} has {free / 1e9:,.1f} GB free, and {(needed + SPARE_BYTES) / 1e9:,.1f} GB are needed.",
+            fix="free some space there, or choose another folder.",
+        )
+
+
+def _check_hash(part: Part, sha256: str) -> None:
+    if sha256 and (found := sha256_file(part.path)) != sha256:
+        part.remove()
+        raise Failed(
+            f"gives another file than expected (SHA-256 {found[:12]}..., not {sha256[:12]}...)",
+            "take another address, or ask who gave you the hash.",
+        )
+
+
+def _called(source: Source, part: Part, key: str) -> str:
+    return chosen_name(source.name, part.name, source.url, key)
+
+
+def _put(part: Part, folder: Path, name: str, sha256: str) -> Path:
+    """Give the whole file its name, unless the very same lies there under it."""
+    there = folder / name
+    same_size = there.is_file() and there.stat().st_size == part.size
+    if same_size and sha256_file(there) == (sha256 or sha256_file(part.path)):
+        part.remove()
+        return there
+    final = free_place(folder, name)
+    part.finish(final)
+    fsync_path(folder)
+    return final
+
+
+def _lies_there(source: Source, folder: Path) -> Path | None:
+    """The file, if it is there by its name and has the hash that it should have."""
+    if not (source.sha256 and source.name):
+        return None
+    path = folder / chosen_name(source.name, "", source.url, "")
+    same = path.is_file() and (not source.size_bytes or path.stat().st_size == source.size_bytes)
+    return path if same and sha256_file(path) == source.sha256.lower() else None
+
+
+def _without_keys(url: str) -> str:
+    """An address without what changes from call to call or is nobody's business."""
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        return url
+    kept = [
+        (name, value)
+        for name, value in pairs
+        if name.lower() not in _KEYS and not name.lower().startswith("x-amz-")
+    ]
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, urlencode(kept), ""))
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from fastsd_lib.core.fetching import FetchRefused, fetch, is_public, public_address
+from fastsd_lib.core.fetching import FetchRefused, fetch
+from fastsd_lib.core.https_client import is_public, reachable
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,14 @@ def test_public_addresses_are(address):
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "2130706433", "0x7f.1", "[::1]".strip("[]")])
 def test_names_that_lead_here_are_refused_however_they_are_written(host):
     with pytest.raises(FetchRefused, match=r"leads to this machine|is not known"):
-        public_address(host, 443, host)
+        reachable(host, 443, host)
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch):
     answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 443)) for ip in ("1.1.1.1", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: answers)
     with pytest.raises(FetchRefused, match="leads to this machine"):
-        public_address("two.example", 443, "two.example")
+        reachable("two.example", 443, "two.example")
 
 
 def test_the_name_is_resolved_once_and_that_address_is_dialled(monkeypatch):
