@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,33 @@ def atomic_path(final: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a Drive that is gone: the error on its way says so
             scratch.unlink(missing_ok=True)
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove what `atomic_path(final)` of processes that were killed have left; nothing else has such a name.
+
+    The scratch of a process that still runs stays. (One on another computer that shares the disk looks like a dead
+    one: it then fails to give its file its name, and says so.)
+    """
+    name = re.compile(re.escape(f".{final.stem}.") + r"(\d+)" + re.escape(f".partial{final.suffix}"))
+    if (
+        os.name != "posix" or not final.parent.is_dir()
+    ):  # elsewhere a question of this kind ends the process asked
+        return
+    for scratch in final.parent.iterdir():
+        match = name.fullmatch(scratch.name)
+        if match and scratch.is_file() and not scratch.is_symlink() and not _runs(int(match[1])):
+            scratch.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def fsync_path(path: Path) -> None:

@@ -6,15 +6,16 @@ https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_lib.core.byte_range import ByteRange
+from fastsd_lib.core.checked_writing import Piece, ReadsBackDifferently, write_checked
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import CHUNK_BYTES
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
 
 MAX_HEADER_BYTES = 100 * 1000 * 1000  # what the reference implementation accepts
 BYTES_PER_VALUE = {
@@ -49,27 +50,6 @@ class TensorFile:
         """The bytes of one tensor, a mebibyte at a time."""
         tensor = self.tensors[name]
         return ByteRange(self.path, tensor.start, tensor.end).chunks()
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """Bytes `start` up to `end` of a file."""
-
-    path: Path
-    start: int
-    end: int
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes, a mebibyte at a time; UserError when the file ends before them."""
-        with self.path.open("rb") as handle:
-            handle.seek(self.start)
-            left = self.end - self.start
-            while left:
-                chunk = handle.read(min(left, CHUNK_BYTES))
-                if not chunk:
-                    raise _damaged(self.path, "ends in the middle of its tensors")
-                left -= len(chunk)
-                yield chunk
 
 
 @dataclass(frozen=True)
@@ -128,46 +108,69 @@ def read_tensor_file(path: Path) -> TensorFile:
 
 
 def write_tensor_file(
-    path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str], hash_key: str = ""
-) -> dict[str, str]:
-    """Write `tensors` in their order, one at a time, and return the sha256 of each by name.
+    path: Path,
+    tensors: Sequence[NewTensor],
+    metadata: Mapping[str, str],
+    hash_key: str = "",
+    named: Path | None = None,
+    report: Report = silent,
+) -> None:
+    """Write `tensors` in their order and read them back; memory stays constant whatever their size.
 
-    Memory stays constant: never more than one chunk is held. `hash_key` names a metadata entry that receives
-    "0x" + sha256 over all tensor data, as the modelspec convention has it.
+    What lies in a file as it is goes from there to here by the kernel. `hash_key` names a metadata entry that receives
+    "0x" + sha256 over all tensor data, as the modelspec convention has it: it is taken beside the copying, and is
+    the slowest part of it where the disk is fast. `named`: what the user calls the file while `path` is a scratch one.
+    UserError when the disk gives back other bytes than it was given.
     """
-    metadata = dict(metadata)
-    placeholder = "0x" + "?" * 64
-    if hash_key:
-        metadata[hash_key] = placeholder
-    header = header_bytes(tensors, metadata)
-    whole, hashes = hashlib.sha256(), {}
-    with path.open("wb") as out:
-        out.write(header)
-        for tensor in tensors:
-            digest, written = hashlib.sha256(), 0
-            for chunk in tensor.chunks():
-                out.write(chunk)
-                digest.update(chunk)
-                whole.update(chunk)
-                written += len(chunk)
-            if written != tensor.size_bytes:
-                raise ValueError(f"{tensor.name}: {written} bytes given, {tensor.size_bytes} expected")
-            hashes[tensor.name] = digest.hexdigest()
-        if hash_key:  # same length, so it is patched in place once the data is known
-            out.seek(header.index(placeholder.encode()))
-            out.write(f"0x{whole.hexdigest()}".encode())
-    return hashes
+    named = named or path
+    held_free = {hash_key: "0x" + "?" * 64} if hash_key else {}  # of the same length as the hash
+    start = len(header_bytes(tensors, {**metadata, **held_free}))
+    places = tensor_places(tensors, start)
+    path.write_bytes(b"")
+    try:
+        written = write_checked(path, tensor_pieces(places, named, report), sha256=bool(hash_key))
+        known = {hash_key: f"0x{written.sha256}"} if hash_key else {}
+        write_checked(path, [Piece("header", 0, header_bytes(tensors, {**metadata, **known}))])
+    except ReadsBackDifferently as wrong:
+        raise disk_lies(named, places, wrong.at) from None
+    report(ProgressEvent(f"writing {named.name}", len(tensors), len(tensors)))
 
 
-def tensor_hashes(file: TensorFile) -> dict[str, str]:
-    """Read a file back: the sha256 of every tensor by name."""
-    hashes = {}
-    for name in file.tensors:
-        digest = hashlib.sha256()
-        for chunk in file.chunks(name):
-            digest.update(chunk)
-        hashes[name] = digest.hexdigest()
-    return hashes
+# A tensor, and where its first byte stands in the new file.
+Places = list[tuple[NewTensor, int]]
+
+
+def tensor_places(tensors: Sequence[NewTensor], start: int) -> Places:
+    """One after another from `start` on, without holes."""
+    places = []
+    for tensor in tensors:
+        places.append((tensor, start))
+        start += tensor.size_bytes
+    return places
+
+
+def tensor_pieces(places: Places, named: Path, report: Report) -> Iterator[Piece]:
+    """What is to be written where; ValueError for a tensor that brings more or fewer bytes than it promises."""
+    for number, (tensor, place) in enumerate(places):
+        report(ProgressEvent(f"writing {named.name}", number, len(places)))
+        given: Iterable[bytes | ByteRange] = tensor.ranges or tensor.chunks()
+        at = place
+        for content in given:
+            piece = Piece(tensor.name, at, content)
+            at += piece.size_bytes
+            if at <= place + tensor.size_bytes:  # never over its neighbour
+                yield piece
+        if at - place != tensor.size_bytes:
+            raise ValueError(f"{tensor.name}: {at - place} bytes given, {tensor.size_bytes} expected")
+
+
+def disk_lies(named: Path, places: Places, at: int) -> UserError:
+    """What to say when the byte at `at` is not what was written there."""
+    name = next((tensor.name for tensor, place in reversed(places) if place <= at), "the header")
+    return UserError(
+        f"{named} reads back differently from what was written (first at {name}): the disk is failing.",
+        fix="write to another disk.",
+    )
 
 
 def header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:

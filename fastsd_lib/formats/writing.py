@@ -1,13 +1,16 @@
-"""A model file written and read back before it takes its name."""
+"""A model file of either kind, written and read back before it takes its name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import ProgressEvent, Report
-from fastsd_lib.core.tensor_file import NewTensor, read_tensor_file, tensor_hashes, write_tensor_file
+from fastsd_lib.core.files import remove_leftovers
+from fastsd_lib.core.progress import Report
+from fastsd_lib.core.tensor_file import NewTensor, write_tensor_file
+from fastsd_lib.formats.ckpt_writing import write_ckpt
+
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # what a suffix must be for a PyTorch checkpoint
 
 
 def write_and_verify(
@@ -20,26 +23,13 @@ def write_and_verify(
 ) -> None:
     """Write, read back, compare: a disk that lies is found before the file takes its name.
 
-    `hash_key`: as `write_tensor_file` has it.
+    The suffix of `scratch`, which `atomic_path` takes from the final name, says which kind of file it becomes: a
+    PyTorch checkpoint, whose dict then has the entries of `header` beside the weights, or .safetensors. `hash_key`: as
+    `write_tensor_file` has it. What processes that were killed have left of earlier writings of `final` is removed.
     """
-    total = len(tensors)
-    watched = [
-        _watched(tensor, report, f"writing {final.name}", n, total) for n, tensor in enumerate(tensors)
-    ]
-    hashes = write_tensor_file(scratch, watched, header, hash_key)
-    found = tensor_hashes(read_tensor_file(scratch))
-    if found != hashes:
-        wrong = next(name for name in hashes if found.get(name) != hashes[name])
-        raise UserError(
-            f"{final} reads back differently from what was written (first at {wrong}): the disk is failing.",
-            fix="write to another disk.",
-        )
-    report(ProgressEvent(f"writing {final.name}", total, total))
-
-
-def _watched(tensor: NewTensor, report: Report, task: str, number: int, total: int) -> NewTensor:
-    def chunks() -> Iterable[bytes]:
-        report(ProgressEvent(task, number, total))
-        return tensor.chunks()
-
-    return NewTensor(tensor.name, tensor.dtype, tensor.shape, chunks, tensor.ranges)
+    remove_leftovers(final)
+    if scratch.suffix in PICKLED:
+        extra = {"epoch": 0, "global_step": 0, **header}
+        write_ckpt(scratch, tensors, extra, hash_key, named=final, report=report)
+    else:
+        write_tensor_file(scratch, tensors, header, hash_key, named=final, report=report)
