@@ -56,10 +56,12 @@ def add_models(known: Any) -> None:
 
     parser = command(actions, "list", _list, "the models that have a name")
     parser.add_argument("--family", default="", metavar="F", help="only of this family: sd1, sdxl ...")
-    parser.add_argument("--controls", action="store_true", help="the ControlNets instead")
+    parser.add_argument("--controls", action="store_true", help="the ControlNets and T2I adapters instead")
+    add_root(parser)
 
     parser = command(actions, "info", _info, "what is known of one model, or what a file is")
     parser.add_argument("model", metavar="NAME|FILE")
+    add_root(parser)
 
     parser = command(actions, "download", _download, "fetch models, each into the folder of its kind")
     parser.add_argument(
@@ -84,8 +86,15 @@ def add_models(known: Any) -> None:
 
 def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     rows = models.identify(options.files, console_progress(options))
-    if len(options.files) > 1 or models.is_searched(Path(options.files[0])):
-        return _told(options, rows, "no model lies there")
+    if len(options.files) > 1 or models.is_searched(Path(options.files[0]).expanduser()):
+        _tell(options, rows, "no model lies there")
+        named = {str(Path(file).expanduser()) for file in options.files}
+        bad = [row for row in rows if row.problem and str(row.path) in named]
+        if bad:
+            raise UserError(
+                f"{len(bad)} of {len(rows)} cannot be told; the first: {bad[0].complaint}", fix=bad[0].fix
+            )
+        return 0
     if rows[0].problem:
         raise UserError(rows[0].complaint, fix=rows[0].fix)
     value = _facts(rows[0])
@@ -97,11 +106,9 @@ def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _told(options: argparse.Namespace, rows: list[ModelRow], none: str) -> int:
-    """Rows as a table. What was asked for by name and cannot be told is a mistake; beside others it is a row."""
+def _tell(options: argparse.Namespace, rows: list[ModelRow], none: str) -> None:
     lines = _columns(ROW_HEADS, [_row(row) for row in rows]) if rows else [f"{none[0].upper()}{none[1:]}."]
     show(options, [_facts(row) for row in rows], lines)
-    return 0
 
 
 ROW_HEADS = ("kind", "for", "dtype", "size", "file", "")
@@ -140,17 +147,25 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
 # ------------------------------------------------------------------ models
 
 
+MODEL_HEADS = ("name", "family", "px", "size", "for", "about")
+CONTROL_HEADS = ("name", "purpose", "family", "kind", "size", "about")
+
+
 def _list(options: argparse.Namespace, rest: list[str]) -> int:
-    found = models.known_controls(options.family) if options.controls else models.known(options.family)
-    value = [dataclasses.asdict(model) for model in found]
-    rows = [_control_row(model) if options.controls else _model_row(model) for model in found]
-    heads = (
-        ("name", "family", "size", "about")
-        if options.controls
-        else ("name", "family", "px", "size", "for", "about")
-    )
-    show(options, value, _columns(heads, rows))
+    if options.controls:
+        controls = models.known_controls(options.family)
+        value, lines = controls, _columns(CONTROL_HEADS, [_control_row(one) for one in controls])
+    else:
+        known = models.known(options.family, root=_root(options))
+        value, lines = known, _columns(MODEL_HEADS, [_model_row(one) for one in known])
+    show(options, [dataclasses.asdict(one) for one in value], lines)
     return 0
+
+
+def _root(options: argparse.Namespace) -> Path:
+    from fastsd_lib.environment.hosts import default_root
+
+    return (options.root or default_root()).expanduser()
 
 
 def _model_row(model: Any) -> tuple[str, ...]:
@@ -167,15 +182,15 @@ def _model_row(model: Any) -> tuple[str, ...]:
 
 def _control_row(control: Any) -> tuple[str, ...]:
     size = size_words(control.size_bytes) if control.size_bytes else ""
-    return (control.name, control.family, size, control.about)
+    about = control.about + (" (gated)" if control.gated else "")
+    return (control.name, control.purpose, control.family, control.kind, size, about)
 
 
 def _info(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.models.known_models import find_known, known_models
-
-    found = find_known(options.model)
-    if found is not None:
-        value = dataclasses.asdict(found)
+    known = [*models.known(root=_root(options)), *models.known_controls()]
+    names = {name: one for one in known for name in getattr(one, "names", (one.name,))}
+    if options.model in names:
+        value = dataclasses.asdict(names[options.model])
         show(
             options,
             value,
@@ -185,7 +200,6 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     if Path(options.model).expanduser().exists():
         options.files = [options.model]
         return _identify(options, rest)
-    names = [name for model in known_models() for name in (model.name, *model.aliases)]
     near = difflib.get_close_matches(options.model, names, 1, 0.4)
     raise UserError(
         f"No model {escaped(options.model)!r}.",
@@ -224,10 +238,9 @@ def _verify(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _table(options: argparse.Namespace, rest: list[str]) -> int:
-    from fastsd_lib.environment.hosts import default_root
-
-    root = (options.root or default_root()).expanduser()
-    return _told(options, models.lying_there(root, console_progress(options)), f"no model lies in {root}")
+    root = _root(options)
+    _tell(options, models.lying_there(root, console_progress(options)), f"no model lies in {root}")
+    return 0
 
 
 def _columns(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
