@@ -20,17 +20,13 @@ from safetensors import safe_open
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.model_files import ModelFiles
-from fastsd_lib.core.tensor_file import (
-    NewTensor,
-    TensorFile,
-    read_tensor_file,
-    tensor_hashes,
-    write_tensor_file,
-)
+from fastsd_lib.core.progress import silent
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file, write_tensor_file
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
 from fastsd_lib.formats.configs import read_configs
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.formats.weights import Weight, folder_weights
+from fastsd_lib.formats.writing import write_and_verify
 
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 TENSORS = ("lora_down.weight", "lora_up.weight", "alpha")
@@ -109,18 +105,9 @@ def export_lora(source: Path, out: Path, dtype: str | None, metadata: Mapping[st
     file = read_tensor_file(source)
     _modules(file)
     dated = {"modelspec.date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), **metadata}
+    tensors = [_exported(file, name, dtype) for name in file.tensors]
     with atomic_path(out) as scratch:
-        hashes = write_tensor_file(
-            scratch,
-            [_exported(file, name, dtype) for name in file.tensors],
-            dated,
-            hash_key="modelspec.hash_sha256",
-        )
-        if tensor_hashes(read_tensor_file(scratch)) != hashes:
-            raise UserError(
-                f"{out} reads back differently from what was written: the disk is failing.",
-                fix="write to another disk.",
-            )
+        write_and_verify(scratch, out, tensors, dated, silent, hash_key="modelspec.hash_sha256")
     return out
 
 
