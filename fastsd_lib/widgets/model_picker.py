@@ -11,7 +11,7 @@ from fastsd_lib.widgets import style
 from fastsd_lib.widgets.model_results import facts_of_row, facts_table
 from fastsd_lib.workflows import models
 from fastsd_lib.workflows.file_links import is_link
-from fastsd_lib.workflows.model_rows import FAMILY_WORDS, row_of, size_words
+from fastsd_lib.workflows.model_rows import FAMILY_WORDS, base_words, row_of, size_words
 
 ANY = ""
 USES = (("draw or train", ANY), ("train", "train"), ("draw", "generate"))
@@ -83,8 +83,8 @@ class ModelPicker(style.Shown):
 
     def _tell(self, change: dict[str, Any] | None = None) -> None:
         own = self.other.value.strip()
-        title, facts, note = _of_known(self.known) if self.known else _of_own(own) if own else ("", {}, "")
-        body = facts_table(facts) + (f'<div class="fsd-help">{escape(note)}</div>' if note else "")
+        title, facts, notes = _of_known(self.known) if self.known else _of_own(own) if own else ("", {}, [])
+        body = facts_table(facts) + "".join(f'<div class="fsd-help">{escape(line)}</div>' for line in notes)
         self._facts.value = (
             f'<div class="fsd-box"><div class="fsd-label">{escape(title)}</div>{body}</div>' if title else ""
         )
@@ -96,11 +96,11 @@ def _line(model: Any) -> str:
     return "  ·  ".join(filter(None, words))
 
 
-def _of_known(model: Any) -> tuple[str, dict[str, str], str]:
+def _of_known(model: Any) -> tuple[str, dict[str, str], list[str]]:
     hub_ids = [one[3:].partition("@")[0].split("/") for one in model.mirrors if one.startswith("hf:")]
     page = f"https://huggingface.co/{'/'.join(hub_ids[0][:2])}" if hub_ids else ""
     facts = {
-        "Family": " ".join(filter(None, [FAMILY_WORDS.get(model.family, model.family), model.variant])),
+        "Family": base_words(model.family, model.variant),
         "Resolution": f"{model.resolution_px} px" if model.resolution_px else "",
         "Prediction": model.prediction,
         "For": " and ".join({"train": "training", "generate": "drawing"}[use] for use in model.uses),
@@ -117,13 +117,13 @@ def _of_known(model: Any) -> tuple[str, dict[str, str], str]:
         if model.gated
         else ""
     )
-    return model.name, facts, " ".join(filter(None, [model.about, gated]))
+    return model.name, facts, [line for line in (model.about, gated) if line]
 
 
-def _of_own(text: str) -> tuple[str, dict[str, str], str]:
+def _of_own(text: str) -> tuple[str, dict[str, str], list[str]]:
     place = Path(text).expanduser()
     if not is_link(text) and place.exists():
         row = row_of(place)
-        return place.name, facts_of_row(row), f"{row.problem} {row.fix}".strip()
+        return place.name, facts_of_row(row), [line for line in (row.problem, row.fix) if line]
     what = "A link" if is_link(text) else "A Hugging Face id, or a name of your own"
-    return text, {}, f"{what}: what it is will be told once it is here."
+    return text, {}, [f"{what}: what it is will be told once it is here."]

@@ -23,7 +23,8 @@ MODEL_STYLES = """<style>
   border: 0; border-bottom: 1px solid var(--fsd-line); background: none; }
 .fsd .fsd-models th { font-weight: 600; font-size: 12px; opacity: .72; }
 .fsd .fsd-models td:first-child { overflow-wrap: anywhere; min-width: 180px; }
-.fsd .fsd-models .fsd-number { white-space: nowrap; }
+.fsd .fsd-models td:nth-child(n+2):nth-last-child(n+2) { white-space: nowrap; }
+.fsd .fsd-model-facts td:first-child { white-space: nowrap; vertical-align: top; }
 </style>"""
 
 
@@ -93,7 +94,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
         for label, value in facts.items()
         if value
     )
-    return f'<table class="fsd-table">{cells}</table>' if cells else ""
+    return f'{MODEL_STYLES}<table class="fsd-table fsd-model-facts">{cells}</table>' if cells else ""
 
 
 def show_verified(found: Sequence[Verification], title: str = "Verified") -> None:

@@ -66,8 +66,7 @@ class ModelRow:
     @property
     def base(self) -> str:
         """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where that is not known."""
-        family = FAMILY_WORDS.get(self.family, self.family)
-        return f"{family} {self.variant}".strip() if self.kind in _MODELS else family
+        return base_words(self.family, self.variant if self.kind in _MODELS else "")
 
     @property
     def size(self) -> str:
@@ -77,6 +76,13 @@ class ModelRow:
     def complaint(self) -> str:
         """The problem as a sentence of its own."""
         return f"{escaped(str(self.path))} {self.problem}"
+
+
+def base_words(family: str, variant: str = "") -> str:
+    """ "SDXL inpainting", "SD 3.5 medium"."""
+    if family == "sd3" and variant:  # its variants begin with the version
+        return f"SD {variant}"
+    return f"{FAMILY_WORDS.get(family, family)} {variant}".strip()
 
 
 def size_words(size_bytes: int) -> str:
