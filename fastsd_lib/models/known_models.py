@@ -83,7 +83,7 @@ def known_models(user_file: Path | None = None, root: Path | None = None) -> tup
 
     A user's model of a known name stands in the place of that one. UserError for a file with anything wrong in it.
     """
-    models = {model.name: model for model in _bundled()}
+    models = {model.name: model for model in bundled_models()}
     for file in (user_file,) if user_file else user_files(root):
         models |= {model.name: model for model in read_models(file)}
     return tuple(models.values())
@@ -99,6 +99,14 @@ def replaced(name: str, model: KnownModel) -> str:
     if name not in model.withdrawn:
         return ""
     return f"{name} was withdrawn; taken from {shown_source(model.mirrors[0])} instead"
+
+
+def public_name(model: KnownModel) -> str:
+    """What strangers may read of where it comes from: "embedded", or a Hugging Face id; "" where it has none."""
+    if model.name == EMBEDDED or (model in bundled_models() and HUB_ID.fullmatch(model.name)):
+        return model.name
+    places = (hub_source(source) for source in model.mirrors)
+    return next((place.hub_id for place in places if place), "")
 
 
 def nearest(name: str, models: Iterable[KnownModel], most: int = 3) -> list[str]:
@@ -145,7 +153,8 @@ def _entry(cls: type[Entry], name: Any, fields: Any, file: Path) -> Entry:
 
 
 @functools.lru_cache(maxsize=1)
-def _bundled() -> tuple[KnownModel, ...]:
+def bundled_models() -> tuple[KnownModel, ...]:
+    """Those that come with fastsd."""
     return read_bundled(KnownModel, BUNDLED)
 
 
@@ -186,7 +195,7 @@ def source_problems(sources: Iterable[str]) -> list[str]:
     """What is wrong with these sources, one sentence each."""
     found = []
     for source in sources:
-        shown, hub = escaped(source)[:80], hub_source(source)
+        shown, hub = escaped(re.sub("//[^/]*@", "//...@", source))[:80], hub_source(source)
         if hub:
             if (
                 not HUB_ID.fullmatch(hub.hub_id)

@@ -15,7 +15,8 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json
 from fastsd_lib.core.text import escaped
-from fastsd_lib.models.registry import HUB_ID, fetch_files
+from fastsd_lib.models.hub_repository import fetch_files
+from fastsd_lib.models.known_models import HUB_ID
 from fastsd_lib.vit.calibration_file import NAME as FACTS
 from fastsd_lib.vit.config import CONFIG, PROCESSOR, WEIGHTS
 from fastsd_lib.vit.whole_folder import whole_folder

@@ -155,7 +155,7 @@ def _labels(config: dict[str, Any], classes: int, token: Any) -> dict[int, str]:
 
 
 def _imagenet_names(token: Any) -> dict[int, str]:
-    from fastsd_lib.models.registry import fetch_files
+    from fastsd_lib.models.hub_repository import fetch_files
 
     try:
         folder = fetch_files(_NAMED_AFTER, lambda _, files: [CONFIG], token, sign=CONFIG)

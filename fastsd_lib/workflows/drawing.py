@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.progress import ConsoleProgress
 from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.generation.library import LibraryFolders
@@ -54,7 +55,7 @@ def open_engine(
     `library_folders`. `vae`: a VAE to use instead of the model's own. Raises UserError for what is not there.
     """
     folders = library_folders(library)
-    files = registry.base_model(model, token=lambda: tokens.hub_token(None))
+    files = registry.base_model(model, lambda: tokens.hub_token(None), default_root(), ConsoleProgress())
     require("diffusers", group="webui")
     from fastsd_lib.generation.engine import load_engine
     from fastsd_lib.generation.pipeline_engine import PipelineEngine

@@ -14,7 +14,7 @@ from fastsd_lib.core.config import load_config
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.core.model_files import ModelFiles
-from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.progress import ConsoleProgress, ProgressEvent, Report, silent
 from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
@@ -110,12 +110,18 @@ def caption_photos(session: Session, instance_prompt: str, overwrite: bool = Fal
     return prompts
 
 
-def base_model(name_or_path: str | Path = registry.EMBEDDED, root: Path | None = None) -> ModelFiles:
-    """The model to start from: "embedded", a Hugging Face id, a Diffusers folder or a single file.
+def base_model(
+    name_or_path: str | Path = registry.EMBEDDED, root: Path | None = None, report: Report | None = None
+) -> ModelFiles:
+    """The model to start from: "embedded", a known name, a Hugging Face id, a Diffusers folder or a single file.
 
-    Downloads use the user's token, also the one in token.txt below `root` (default: where sessions live).
+    Downloads use the user's token, also the one in token.txt below `root` (default: where sessions live). That a
+    withdrawn model is taken from elsewhere is told to `report`, or else to the terminal.
     """
-    return registry.base_model(name_or_path, token=lambda: tokens.hub_token(root))
+    home = root or default_root()
+    return registry.base_model(
+        name_or_path, lambda: tokens.hub_token(root), home, report or ConsoleProgress()
+    )
 
 
 def recipe_for(base: ModelFiles, instance_prompt: str, class_prompt: str = "") -> DreamBoothConfig:

@@ -16,7 +16,7 @@ from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import one_line
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.environment.tokens import hub_token
-from fastsd_lib.models.registry import EMBEDDED, HUB_ID, KNOWN_MODELS
+from fastsd_lib.models.known_models import EMBEDDED, HUB_ID, find_known, public_name
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.archive import size_text
 from fastsd_lib.sessions.contents import SHOWS_PHOTOS, Item, contents
@@ -129,9 +129,8 @@ def publish(publication: Publication, root: str | Path | None = None, report: Re
 def public_base(base: Any) -> str:
     """The base model as strangers may read it: a Hub id or "embedded"; a path of this machine is ""."""
     base = str(base or "")
-    known = {alias: model.name for model in KNOWN_MODELS for alias in (model.name, *model.aliases)}
-    if base in known:
-        return known[base]
+    if known := find_known(base):
+        return public_name(known)
     return base if HUB_ID.fullmatch(base) and not Path(base).exists() else ""
 
 
@@ -141,7 +140,7 @@ def model_card(session: Session, base: str, models: list[str], samples: list[str
 
     recipe = _recipe(session)
     prompt = one_line(str(recipe.get("instance_prompt") or ""))
-    model = next((one for one in KNOWN_MODELS if one.name == base), None)
+    model = find_known(base)
     lora = any("lora" in name.lower().removeprefix(session.name.lower()) for name in models)
     front: dict[str, Any] = {}
     if base and base != EMBEDDED:
@@ -180,7 +179,12 @@ def model_card(session: Session, base: str, models: list[str], samples: list[str
     return "\n".join(lines)
 
 
-_LICENCES = {"Apache-2.0": "apache-2.0", "CreativeML OpenRAIL-M": "creativeml-openrail-m"}
+_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+    "CreativeML OpenRAIL-M": "creativeml-openrail-m",
+    "CreativeML OpenRAIL++-M": "openrail++",
+}
 _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]<>|#!"})
 
 

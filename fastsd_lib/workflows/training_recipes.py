@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_lib.core.config import read_yaml
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.field_words import field_comments, label_of
 from fastsd_lib.models import registry
+from fastsd_lib.models.known_models import KnownModel, bundled_models, find_known, known_models
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.training.config import DreamBoothConfig
@@ -52,29 +55,41 @@ def settings() -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def base_models(shelf: Shelf) -> list[tuple[str, str]]:
-    """(what is shown, name) of the models that can be trained: those that have a name, then those on the shelf."""
-    found = []
-    for known in registry.KNOWN_MODELS:
+def base_models(shelf: Shelf, root: Path | None = None) -> list[tuple[str, str]]:
+    """(what is shown, name) of the models that can be trained: those that have a name, then those on the shelf.
+
+    `root`: where sessions live, whose models.yaml may name more.
+    """
+    found, problem = [], ""
+    try:
+        trained = trainable(known_models(root=root))
+    except UserError as error:  # in a file of the user's: the page is shown all the same, and says it
+        trained, problem = trainable(bundled_models()), error.message
+    for known in trained:
         size = f" ({known.download_mb / 1000:.1f} GB to download once)" if known.download_mb else ""
         found.append((f"{known.about[:1].upper()}{known.about[1:]}{size}", known.name))
-    names = {known.name for known in registry.KNOWN_MODELS}
+    names = {known.name for known in trained}
     for model in shelf.models():
         with suppress(UserError):  # a file that is no model
             if model.name not in names and model.family == TRAINED_FAMILY:
                 found.append((model.path.name, model.name))
-    return found
+    return [*found, (problem, "")] if problem else found
 
 
-def base_of(text: str, shelf: Shelf, session: Session) -> str:
+def trainable(models: Iterable[KnownModel]) -> list[KnownModel]:
+    return [one for one in models if "train" in one.uses and one.kind == "checkpoint"]
+
+
+def base_of(text: str, shelf: Shelf, session: Session, root: Path | None = None) -> str:
     """What a child is told to train: a known name, a Hugging Face id, or the path of a model on the shelf.
 
     A path is taken only if it is on the shelf or the session was trained on it: whoever uses the page must not try
     out which files there are.
     """
     text = text.strip()
-    known = {alias for model in registry.KNOWN_MODELS for alias in (*model.aliases, model.name)}
-    if text in known or (text and text == sessions.read_manifest(session).get("base_model")):
+    if (text and find_known(text, root=root)) or (
+        text and text == sessions.read_manifest(session).get("base_model")
+    ):
         return text
     with suppress(UserError):
         if text:
@@ -121,5 +136,5 @@ def _suiting(base: str, method: str, instance_prompt: str, class_prompt: str) ->
 
 
 def _resolution(base: str, config: DreamBoothConfig) -> int:
-    sizes = {model.name: model.resolution_px for model in registry.KNOWN_MODELS}
-    return sizes.get(base, config.resolution_px)
+    known = find_known(base)
+    return (known.resolution_px if known else 0) or config.resolution_px

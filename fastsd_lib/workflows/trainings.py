@@ -78,12 +78,12 @@ class SessionTrainings:
         return training_recipes.settings()
 
     def base_models(self) -> list[tuple[str, str]]:
-        return training_recipes.base_models(self.service.shelf)
+        return training_recipes.base_models(self.service.shelf, self.root)
 
     def suggested(self, session: str, base_model: str = "", method: str = "") -> Suggestion:
         opened = self._opened(session)
         base = base_model or sessions.read_manifest(opened).get("base_model") or self._usual_base()
-        base = training_recipes.base_of(base, self.service.shelf, opened)
+        base = training_recipes.base_of(base, self.service.shelf, opened, self.root)
         return Suggestion(base_model or base, to_dict(training_recipes.suggested(opened, base, method)))
 
     def _usual_base(self) -> str:
@@ -103,7 +103,7 @@ class SessionTrainings:
         opened = self._opened(session)
         self._refuse_another()
         config = config_from_dict(DreamBoothConfig, values, where="the recipe")
-        base = training_recipes.base_of(base_model, self.service.shelf, opened)
+        base = training_recipes.base_of(base_model, self.service.shelf, opened, self.root)
         if not dreambooth.photos(opened):
             raise UserError(
                 f"Session {opened.name!r} has no photos.", fix="add some first: 5 to 20 of one subject."

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from local_hub import SECRET, Hub, served
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import sha256_file
 from fastsd_lib.models import registry
-from fastsd_lib.models.registry import base_model, download, wanted_files
+from fastsd_lib.models.hub_repository import wanted_files
+from fastsd_lib.models.known_models import KnownModel
+from fastsd_lib.models.registry import base_model, download, fetch_known
 
 
 @pytest.fixture
@@ -131,7 +138,118 @@ def test_a_missing_embedded_model_names_the_command_that_trains_it(tmp_path, mon
     assert "python3 -m benchmarks.tiny_model.train" in error.value.fix
 
 
-def test_every_known_model_is_found_by_its_aliases_and_no_alias_twice():
-    aliases = [alias for model in registry.KNOWN_MODELS for alias in model.aliases]
-    assert len(aliases) == len(set(aliases))
-    assert all(registry.HUB_ID.fullmatch(model.name) for model in registry.KNOWN_MODELS[1:])
+# ------------------------------------------------------------------ known models and their sources
+
+
+@pytest.fixture
+def single(hub, tiny_pipeline, tmp_path) -> Path:
+    """org/single on the Hub: the tiny model in one file."""
+    from fastsd_lib.formats.single_file import export_single_file
+
+    file = tmp_path / "hub" / "single" / "in" / "tiny.safetensors"
+    file.parent.mkdir(parents=True)
+    export_single_file(tiny_pipeline, file, dtype=None)
+    return file
+
+
+def known(*mirrors: str, **more) -> KnownModel:
+    return KnownModel("tiny", more.pop("family", "sd1"), mirrors=mirrors, **more)
+
+
+def fetched(model: KnownModel, hub: Hub, tmp_path: Path) -> Path:
+    return fetch_known(model, endpoint=hub.url, cache_dir=tmp_path / "cache")
+
+
+def test_a_source_that_is_gone_is_passed_over_for_the_next(hub, tmp_path):
+    folder = fetched(known("hf:org/gone", "hf:org/tiny"), hub, tmp_path)
+    assert (folder / "model_index.json").is_file()
+
+
+def test_when_no_source_gives_the_model_the_reasons_stand_in_one_message(hub, tmp_path):
+    with pytest.raises(UserError, match="None of the 2 sources gave tiny:") as error:
+        fetched(known("hf:org/gone", "hf:org/lost@fp16"), hub, tmp_path)
+    assert "- org/gone: Hugging Face has no public model org/gone." in error.value.message
+    assert "- org/lost: Hugging Face has no public model org/lost." in error.value.message
+    with pytest.raises(UserError, match=r"^Hugging Face has no public model org/gone\."):
+        fetched(known("hf:org/gone"), hub, tmp_path)
+
+
+def test_a_cached_later_source_does_without_a_network(hub, tmp_path):
+    folder = fetched(known("hf:org/tiny"), hub, tmp_path)
+    offline = Hub(tmp_path, url="http://127.0.0.1:9")
+    assert fetched(known("hf:org/gone", "hf:org/tiny"), offline, tmp_path) == folder
+
+
+def test_a_single_file_is_fetched_alone_and_its_published_hash_is_kept(hub, single, tmp_path):
+    good = sha256_file(single)
+    model = known("hf:org/single/in/tiny.safetensors", sha256=good)
+    file = fetched(model, hub, tmp_path)
+    assert file.read_bytes() == single.read_bytes() and hub.fetched == ["in/tiny.safetensors"]
+    assert fetched(model, hub, tmp_path) == file
+
+
+def test_a_file_that_is_not_the_published_one_is_thrown_away_and_the_next_source_asked(hub, single, tmp_path):
+    wrong = known("hf:org/single/in/tiny.safetensors", sha256="0" * 64)
+    with pytest.raises(UserError, match="is not the published file: its sha256 begins"):
+        fetched(wrong, hub, tmp_path)
+    assert not [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1000
+    ]
+    both = known("hf:org/single/in/tiny.safetensors", "hf:org/tiny", sha256="0" * 64)
+    assert (fetched(both, hub, tmp_path) / "model_index.json").is_file()
+
+
+def test_a_source_without_the_file_or_with_another_family_says_so(hub, single, tmp_path):
+    with pytest.raises(UserError, match=r"org/single on Hugging Face has no file none.safetensors"):
+        fetched(known("hf:org/single/none.safetensors"), hub, tmp_path)
+    with pytest.raises(UserError, match=r"It holds SD 1.x, not SDXL"):
+        fetched(known("hf:org/tiny", family="sdxl"), hub, tmp_path)
+
+
+def test_a_full_disk_ends_the_search_because_no_other_source_would_help():
+    from fastsd_lib.models.hub_repository import DiskFullError, _download_error
+
+    error = _download_error("org/tiny", OSError(28, "No space left on device"), None, None)
+    assert isinstance(error, DiskFullError) and "free space" in error.fix
+
+
+def test_half_precision_is_taken_where_it_is_asked_for_and_there(hub):
+    files = ["model_index.json"]
+    files += [f"unet/diffusion_pytorch_model{ending}.safetensors" for ending in ("", ".fp16")]
+    files += ["vae/diffusion_pytorch_model.safetensors"]
+    files += [f"text_encoder/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    files += ["text_encoder/model.safetensors.index.fp16.json", "text_encoder/model.safetensors.index.json"]
+    taken = wanted_files("a/b", files, half=True)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in taken
+    assert "unet/diffusion_pytorch_model.safetensors" not in taken
+    assert "vae/diffusion_pytorch_model.safetensors" in taken
+    assert "text_encoder/model.safetensors.index.fp16.json" in taken
+    assert "text_encoder/model.safetensors.index.json" not in taken
+    assert "unet/diffusion_pytorch_model.safetensors" in wanted_files("a/b", files)
+
+
+def test_a_withdrawn_address_tells_what_is_taken_in_its_place(hub, tmp_path):
+    """In a process of its own: huggingface_hub reads where the Hub is when it is imported."""
+    config = tmp_path / "config" / "fastsd" / "models.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("mine:\n  family: sd1\n  mirrors: [hf:org/tiny]\n  withdrawn: [old/tiny]\n")
+    code = (
+        "from fastsd_lib.models.registry import base_model\n"
+        "made = base_model('old/tiny', report=lambda event: print(event.facts['']))\n"
+        "print(made.family)"
+    )
+    where = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | where, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["old/tiny was withdrawn; taken from org/tiny instead", "sd1"]
+
+
+def test_a_vae_is_no_base_model():
+    with pytest.raises(UserError, match="sd-vae-ft-mse is a VAE, not a whole model"):
+        base_model("sd-vae-ft-mse")
+
+
+def test_a_name_longer_than_any_file_is_unknown_and_no_crash():
+    with pytest.raises(UserError, match="No model"):
+        base_model("x" * 5000)
