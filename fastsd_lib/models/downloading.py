@@ -166,7 +166,8 @@ def _fetch_all(source: Source, part: Part, rules: DownloadRules, origin: str, wa
             part.forget()
         except Failed as failure:
             lasting = _lasting(part, source) and ranges
-            failed = 1 if lasting and part.bytes_done - before >= WORTH_A_NEW_TRY else failed + 1
+            worth = min(WORTH_A_NEW_TRY, (part.size or 0) // 8)
+            failed = 1 if lasting and part.bytes_done - before >= worth else failed + 1
             last = not failure.again or failed >= rules.tries
             _keep(part, lasting, last)
             if last:
