@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.models.known_models import hub_source
 from fastsd_lib.widgets import style
 from fastsd_lib.widgets.model_results import facts_of_row, facts_table
 from fastsd_lib.workflows import models
 from fastsd_lib.workflows.file_links import is_link
-from fastsd_lib.workflows.model_rows import FAMILY_WORDS, base_words, row_of, size_words
+from fastsd_lib.workflows.model_rows import base_words, row_of, size_words
 
 ANY = ""
 USES = (("draw or train", ANY), ("train", "train"), ("draw", "generate"))
@@ -30,7 +31,7 @@ class ModelPicker(style.Shown):
         self._root, self._models = root, {one.name: one for one in models.known(root=root)}
         wide = ipywidgets.Layout(flex="1 1 200px", width="auto")
         families = dict.fromkeys(one.family for one in self._models.values())
-        options = [("every family", ANY), *((FAMILY_WORDS.get(one, one), one) for one in families)]
+        options = [("every family", ANY), *((base_words(one), one) for one in families)]
         models.check_choice("family", family, [ANY, *families])
         self.family = ipywidgets.Dropdown(options=options, value=family, layout=wide)
         self.use = ipywidgets.Dropdown(options=USES, value=use, layout=wide)
@@ -92,13 +93,13 @@ class ModelPicker(style.Shown):
 
 def _line(model: Any) -> str:
     size = size_words(model.size_bytes) if model.size_bytes else ""
-    words = [model.name, FAMILY_WORDS.get(model.family, model.family), size, "gated" if model.gated else ""]
+    words = [model.name, base_words(model.family), size, "gated" if model.gated else ""]
     return "  ·  ".join(filter(None, words))
 
 
 def _of_known(model: Any) -> tuple[str, dict[str, str], list[str]]:
-    hub_ids = [one[3:].partition("@")[0].split("/") for one in model.mirrors if one.startswith("hf:")]
-    page = f"https://huggingface.co/{'/'.join(hub_ids[0][:2])}" if hub_ids else ""
+    hub_ids = [source.hub_id for source in map(hub_source, model.mirrors) if source]
+    page = f"https://huggingface.co/{hub_ids[0]}" if hub_ids else ""
     facts = {
         "Family": base_words(model.family, model.variant),
         "Resolution": f"{model.resolution_px} px" if model.resolution_px else "",

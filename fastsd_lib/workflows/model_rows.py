@@ -13,19 +13,12 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk
+from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _UNFINISHED = re.compile(r"\.part$|^\..*\.partial(\.\w+)?$")
-FAMILY_WORDS = {
-    "sd1": "SD 1.x",
-    "sd2": "SD 2.x",
-    "sdxl": "SDXL",
-    "sdxl_refiner": "SDXL refiner",
-    "sd3": "SD 3",
-    "flux": "Flux",
-}
 #: Kinds whose variant is the base model's: inpainting, dev ...
 _MODELS = ("checkpoint", "unet", "transformer")
 #: Where models lie below a root: A1111's folders, those of the older notebooks on Drive, and what training made.
@@ -82,7 +75,7 @@ def base_words(family: str, variant: str = "") -> str:
     """ "SDXL inpainting", "SD 3.5 medium"."""
     if family == "sd3" and variant:  # its variants begin with the version
         return f"SD {variant}"
-    return f"{FAMILY_WORDS.get(family, family)} {variant}".strip()
+    return f"{FAMILY_NAMES.get(family, family)} {variant}".strip()
 
 
 def size_words(size_bytes: int) -> str:
