@@ -10,6 +10,7 @@ exact: bytes are cut, joined, or filled up with zeros, and no number is computed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, ByteRange, NewTensor
+from fastsd_lib.formats import lora_names
 from fastsd_lib.formats.lora_layers import Layer
 
 
@@ -120,6 +122,19 @@ def put_together(parts: Sequence[Layer | None], sizes: Sequence[int], named: Pat
     return Layer(there[0].name, tensors, float(alpha)), ranks
 
 
+def turned(layer: Layer, pattern: str) -> Layer:
+    """With shift and scale in the other side's order, where the sides differ."""
+    up, down = layer.tensors["up"], layer.tensors["down"]
+    if pattern in lora_names.SWAPPED or (
+        pattern in lora_names.SWAPPED_IF_TWICE and up.shape[0] == 2 * down.shape[1]
+    ):
+        turned = {
+            role: _halves_swapped(layer.tensors[role]) for role in ("up", "dora") if role in layer.tensors
+        }
+        return replace(layer, tensors={**layer.tensors, **turned})
+    return layer
+
+
 def _sizes(parts: Sequence[Layer | None], sizes: Sequence[int], named: Path) -> list[int]:
     known = {
         Fraction(part.tensors["up"].shape[0], size)
@@ -180,7 +195,7 @@ def _row_range(tensor: NewTensor, first: int, last: int) -> NewTensor:
     return NewTensor.copied(tensor.name, tensor.dtype, (last - first, *tensor.shape[1:]), [part])
 
 
-def halves_swapped(tensor: NewTensor) -> NewTensor:
+def _halves_swapped(tensor: NewTensor) -> NewTensor:
     """The second half of the rows before the first."""
     middle = tensor.shape[0] // 2
     ranges = [*_row_range(tensor, middle, tensor.shape[0]).ranges, *_row_range(tensor, 0, middle).ranges]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,9 @@ from fastsd_lib.core.tensor_file import TensorFile, read_tensor_file
 from fastsd_lib.core.text import escaped
 from fastsd_lib.formats.key_maps import rename, unet_table
 from fastsd_lib.formats.lora_file import Correction
+from fastsd_lib.formats.lora_names import split_ending
 from fastsd_lib.formats.parts import Parts
 
-# Endings of tensor names -> what the tensor is in its module.
-ROLES = {
-    **dict.fromkeys(("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight"), "down"),
-    **dict.fromkeys(("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight"), "up"),
-    **dict.fromkeys(("lora_linear_layer.down.weight", "_lora.down.weight"), "down"),
-    **dict.fromkeys(("lora_linear_layer.up.weight", "_lora.up.weight"), "up"),
-    "dora_scale": "dora",
-    **{f"lora_magnitude_vector{end}": "magnitude" for end in ("", ".weight", ".default", ".default.weight")},
-    "lora_mid.weight": "mid",
-    "alpha": "alpha",
-    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
-    **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    "diff": "diff",
-    "diff_b": "diff_b",
-    "w_norm": "diff",
-    "b_norm": "diff_b",
-}  # fmt: skip
-_ENDING = re.compile(r"(?:\.|(?=_lora\.))(" + "|".join(map(re.escape, sorted(ROLES, key=len)[::-1])) + ")$")
 # Beginnings of module names, as diffusers and peft write them -> kohya's.
 _BEGINNINGS = (
     ("base_model.model.text_model.", "lora_te_text_model."),
@@ -83,13 +65,13 @@ def read_network(path: Path) -> NetworkFile:
     file = read_tensor_file(path)
     names: dict[str, dict[str, str]] = {}
     for name in file.tensors:
-        found = _ENDING.search(name)
+        found = split_ending(name)
         if found is None:
             raise UserError(
                 f"{path.name} is no LoRA that is known here: it holds {escaped(name)[:100]}.",
                 fix="take a LoRA, LoCon, LoHa, LoKr or DoRA file for Stable Diffusion, as .safetensors.",
             )
-        names.setdefault(_key(name[: found.start()], found[1]), {})[ROLES[found[1]]] = name
+        names.setdefault(_key(found[0]), {})[found[1]] = name
     if not names:
         raise UserError(f"{path.name} is an empty LoRA.", fix="download or copy it again.")
     alphas = _adapter_alphas(file.metadata)
@@ -100,14 +82,8 @@ def read_network(path: Path) -> NetworkFile:
     return NetworkFile(path, modules, file.metadata, _family(file, modules))
 
 
-def _key(module: str, ending: str) -> str:
+def _key(module: str) -> str:
     """Kohya's key of a module by any of its names."""
-    module = module.replace(".processor", "")
-    if ending.startswith("_lora."):  # diffusers before 0.17: attn1.processor.to_out_lora
-        if ".self_attn." in module:  # of a text encoder
-            module = re.sub(r"self_attn\.to_(\w+)$", r"self_attn.\1_proj", module)
-        elif module.endswith("to_out"):
-            module += ".0"
     for theirs, ours in _BEGINNINGS:
         if module.startswith(theirs):
             module = ours + module.removeprefix(theirs)
@@ -133,7 +109,7 @@ def _adapter_alphas(metadata: Mapping[str, str]) -> Callable[[str], float | None
         patterns = settings.get(f"{prefix}alpha_pattern")
         if isinstance(patterns, dict):
             for pattern, value in patterns.items():
-                if key.endswith(str(pattern).replace(".", "_")) and isinstance(value, int | float):
+                if key.endswith(str(pattern).removeprefix("^").replace(".", "_")) and isinstance(value, int | float):
                     return float(value)
         value = settings.get(f"{prefix}lora_alpha")
         return float(value) if isinstance(value, int | float) else None
