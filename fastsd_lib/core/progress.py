@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+BYTES_PER_S = "bytes_per_s"  # the fact of a task that counts bytes; a text under "" says it in megabytes
+
 
 @dataclass(frozen=True)
 class ProgressEvent:
@@ -21,6 +23,16 @@ class ProgressEvent:
         default_factory=dict
     )  # loss, memory_mib, eta_s; a text under "" or "safe" speaks for itself
     pictures: tuple[Path, ...] = ()  # samples that were just written
+
+    @property
+    def share(self) -> str:
+        """ "45 %" of a transfer, whose `done` and `total` are bytes that nobody reads; "" for what is counted.
+
+        "..." where the total is 1: its size is not told.
+        """
+        if BYTES_PER_S not in self.facts:
+            return ""
+        return f"{100 * self.done // self.total} %" if self.total > 1 else "..."
 
 
 Report = Callable[[ProgressEvent], None]
@@ -45,8 +57,8 @@ class ConsoleProgress:
         finished = event.done >= event.total
         spent = now - started
         rate = (event.done - first) / spent if spent > 0 else 0.0
-        text = f"{event.task} {event.done}/{event.total}"
-        facts = dict(event.facts)
+        text = f"{event.task} {event.share or f'{event.done}/{event.total}'}"
+        facts = {name: value for name, value in event.facts.items() if name != BYTES_PER_S}
         if "eta_s" not in facts and rate > 0 and not finished:
             facts["eta_s"] = (event.total - event.done) / rate
         text += "".join(f"  {_fact(name, value)}" for name, value in facts.items())

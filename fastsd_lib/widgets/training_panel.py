@@ -261,9 +261,13 @@ def _stage_rows(events: list[ProgressEvent]) -> str:
             f'<div class="fsd-bar" role="progressbar" aria-label="{escape(event.task, quote=True)}" '
             f'aria-valuenow="{event.done}" aria-valuemax="{event.total}">'
             f'<b style="width:{percent:.1f}%"></b></div>'
-            f'<span class="fsd-number">{event.done} / {event.total}</span>'
+            f'<span class="fsd-number">{event.share or f"{event.done} / {event.total}"}</span>'
             f'<span class="fsd-number fsd-help">{side}</span>'
         )
+        if event.share and not ended:  # how many megabytes, how fast
+            rows.append(
+                f'<span></span><span class="fsd-help">{escape(str(event.facts.get("", "")))}</span><i></i><i></i>'
+            )
     return f'<div class="fsd-stages">{"".join(rows)}</div>' if rows else ""
 
 

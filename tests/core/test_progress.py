@@ -43,6 +43,16 @@ def test_facts_are_shown_with_their_units():
     assert "2 min 05 s left" in shown and "photo cat.jpg" in shown
 
 
+def test_a_transfer_is_told_in_percent_and_megabytes_never_in_bytes():
+    words = {"": "12 of 40 MB, 3.1 MB/s", "bytes_per_s": 3.1e6}
+    stream = io.StringIO()
+    ConsoleProgress(stream)(ProgressEvent("download a.pt", 12_345_678, 40_000_000, words))
+    assert stream.getvalue().startswith("download a.pt 30 %  12 of 40 MB, 3.1 MB/s")
+    assert "12345678" not in stream.getvalue() and "bytes_per_s" not in stream.getvalue()
+    assert ProgressEvent("download a.pt", 0, 1, words).share == "..."
+    assert ProgressEvent("U-Net", 1, 2).share == ""
+
+
 def test_the_same_task_can_run_again():
     stream = io.StringIO()
     progress = ConsoleProgress(stream)

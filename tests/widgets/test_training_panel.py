@@ -57,6 +57,16 @@ def test_while_it_runs_loss_time_left_and_memory_are_on_the_page():
     assert seen["stages"].index("text encoder") < seen["stages"].index("U-Net")
 
 
+def test_a_transfer_is_on_the_page_in_percent_and_megabytes_never_in_bytes():
+    panel = TrainingPanel()
+    panel.report(
+        ProgressEvent("download", 12_345_678, 40_000_000, {"": "12 of 40 MB, <3> MB/s", "bytes_per_s": 3e6})
+    )
+    panel._draw()
+    assert "30 %" in panel._stages.value and "12 of 40 MB, &lt;3&gt; MB/s" in panel._stages.value
+    assert "12345678 /" not in panel._stages.value
+
+
 def test_what_is_safe_on_drive_stays_on_the_page_also_when_later_events_do_not_say_it():
     panel, seen = TrainingPanel(), []
     panel._safe.observe(lambda change: seen.append(change["new"]), names="value")
