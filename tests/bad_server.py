@@ -96,7 +96,8 @@ class BadServer:
     data: bytes
     url: str = ""
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # path with query, headers
-    pace: float = 0.0  # seconds of rest after each 16 kB of /paced, per connection
+    connections: set[tuple[str, int]] = field(default_factory=set)
+    pace: float = 0.0  # seconds of rest before each 16 kB of /paced, per connection
     ways: dict[str, Callable[[Request], bool | None]] = field(
         default_factory=dict
     )  # more ways, by their name
@@ -133,6 +134,7 @@ class _Threads(socketserver.ThreadingTCPServer):
 
 class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
+        self.server.bad.connections.add(self.client_address)
         with suppress(OSError, ValueError):
             wire = self.request
             if self.server.tls is not None:
@@ -187,8 +189,8 @@ def paced(r: Request) -> bool:
     r.say(206 if asked else 200, length=end - start, etag=ETAG,
           **({"content-range": f"bytes {start}-{end - 1}/{len(data)}"} if asked else {}))  # fmt: skip
     for at in range(start, end, 16384):
-        r.send(data[at : min(at + 16384, end)])
         time.sleep(r.server.pace)
+        r.send(data[at : min(at + 16384, end)])
     return True
 
 

@@ -47,7 +47,7 @@ _ASKED = {"accept": "*/*", "accept-encoding": "identity"}
 class Line:
     """One connection, kept from request to request; it goes the way of the redirects again when it must."""
 
-    def __init__(self, source: Source, rules: DownloadRules, context: ssl.SSLContext) -> None:
+    def __init__(self, source: Source, rules: DownloadRules, context: ssl.SSLContext | None) -> None:
         self._source, self._rules = source, rules
         self._reach = Reach(rules.http_allowed, rules.private_allowed, context)
         self._home = parse_address(source.url, http_allowed=rules.http_allowed)
@@ -114,7 +114,7 @@ class Transfer:
     """See the file's head. `run` may be called once."""
 
     def __init__(
-        self, source: Source, part: Part, rules: DownloadRules, context: ssl.SSLContext, *, lines: int,
+        self, source: Source, part: Part, rules: DownloadRules, context: ssl.SSLContext | None, *, lines: int,
         ranges: bool, origin: str, check_size: Callable[[int | None], None],
     ) -> None:  # fmt: skip
         self._source, self._part, self._rules, self._context = source, part, rules, context

@@ -134,7 +134,9 @@ def _from_source(
 
 def _fetch_all(source: Source, part: Part, rules: DownloadRules, origin: str, watch: _Watch) -> str:
     """Try until every byte is there; the SHA-256 to expect ("" = not known)."""
-    context = rules.ssl_context or ssl.create_default_context()
+    context = rules.ssl_context
+    if context is None and source.url.startswith("https:"):
+        context = ssl.create_default_context()  # one for all connections: it reads hundreds of certificates
     failed = changed = 0
     lines, ranges = rules.parts, True
     while True:
