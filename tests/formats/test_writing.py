@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.pickle_header import read_pickle_header
 from fastsd_lib.core.progress import silent
 from fastsd_lib.core.tensor_file import ByteRange, NewTensor, read_tensor_file
 from fastsd_lib.formats.writing import write_and_verify
@@ -83,3 +86,58 @@ def test_every_tensor_is_told_of_and_the_end_as_well(tmp_path):
     assert [(event.task, event.done, event.total) for event in told] == [
         ("writing m.safetensors", done, 2) for done in (0, 1, 2)
     ]
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.progress import silent
+from fastsd_lib.core.tensor_file import NewTensor
+from fastsd_lib.formats.writing import write_and_verify
+
+def chunks():
+    for _ in range(10):
+        time.sleep(0.002)
+        yield bytes(5000)
+
+final = Path(sys.argv[1])
+tensors = [NewTensor(str(n), "U8", (50_000,), chunks) for n in range(8)]
+print("began", flush=True)
+with atomic_path(final) as scratch:
+    write_and_verify(scratch, final, tensors, {}, silent)
+print("done", flush=True)
+"""
+
+
+def killed_while_writing(final: Path, after_s: float) -> bool:
+    """Whether a process that writes `final` was killed before it told of the end."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(final)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert child.stdout.readline() == b"began\n"
+    time.sleep(after_s)
+    child.kill()
+    told = child.communicate()[0]
+    return told == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a kill that nobody can catch")
+@pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
+def test_killed_at_any_moment_it_leaves_nothing_under_the_final_name(tmp_path, name):
+    final, moments = tmp_path / name, random.Random(name)
+    read = read_pickle_header if final.suffix == ".ckpt" else read_tensor_file
+    killed, left = 0, 0
+    for number in range(12):
+        killed += killed_while_writing(final, moments.uniform(0, 0.25) * (number > 0))
+        if final.exists():  # it was done before: then it is whole
+            assert {one.shape for one in read(final).tensors.values()} == {(50_000,)}
+            final.unlink()
+        scratches = list(tmp_path.iterdir())
+        assert len(scratches) <= 1  # what the one before had left is gone
+        left += len(scratches)
+    assert killed >= 6 and left >= 4, "the machine is too fast or too slow for this test to show anything"
+    given = [NewTensor("w", "U8", (2,), lambda: [b"hi"])]
+    with atomic_path(final) as scratch:
+        write_and_verify(scratch, final, given, {}, silent)
+    assert list(tmp_path.iterdir()) == [final]
