@@ -36,26 +36,30 @@ def to_kohya(lora: LoraLayers, named: Path, blocks: Blocks) -> LoraPlan:
     """`blocks`: as `convert_lora` has it; `named`: the file that the user named. UserError where no exact way is."""
     notes = Counter[str]()
     kept = kept_in(lora)
-    if lora.naming == "kohya":
-        layers, ranks = dict(lora.layers), kept.get("ranks", {})
-        own = {"text_encoder": lora.text_prefix} if lora.text_prefix else {}
-    else:
-        layers, ranks = _joined_layers(lora, named, notes)
-        own = {"text_encoder": kept["text"]} if "text" in kept else {}
-    prefixes = {"unet": "lora_unet_", "transformer": "lora_unet_", **_KOHYA_TEXT[lora.family], **own}
+    layers, ranks = _joined_layers(lora, named, notes)
+    prefixes = {"unet": "lora_unet_", "transformer": "lora_unet_"} | _KOHYA_TEXT[lora.family]
+    if text := lora.text_prefix or kept.get("text"):
+        prefixes["text_encoder"] = text
     blocks = blocks or kept.get("blocks", "") or ("original" if lora.family == "sdxl" else "diffusers")
     tensors: list[NewTensor] = []
     for (part, path), layer in layers.items():
-        if part == "unet" and lora_names.is_original(path) != (blocks == "original"):
-            renamed = lora_names.unet_renamed(path, lora.family, blocks == "original")
-            if renamed is None:
-                raise unknown_layer(named, layer)
-            path = renamed
+        if part == "unet":
+            path = _unet_path(path, layer, lora, blocks, named)
         if part not in prefixes:
             raise unknown_layer(named, layer)
         tensors += _kohya_tensors(prefixes[part] + lora_names.underscored(path), layer, kept.get("alpha", ""))
     header = _network_facts(lora, layers) | {NOTE: note_of(lora, "kohya", notes)}
-    return LoraPlan(tensors, header | ({KEPT: json.dumps({"ranks": ranks})} if ranks else {}))
+    if ranks := ranks or kept.get("ranks", {}):
+        header[KEPT] = json.dumps({"ranks": ranks})
+    return LoraPlan(tensors, header)
+
+
+def _unet_path(path: str, layer: Layer, lora: LoraLayers, blocks: Blocks, named: Path) -> str:
+    original = lora_names.is_original(path)
+    other = lora_names.unet_renamed(path, lora.family, not original)
+    if other is None:
+        raise unknown_layer(named, layer)
+    return path if original == (blocks == "original") else other
 
 
 def _joined_layers(
@@ -71,7 +75,7 @@ def _joined_layers(
         if part != "transformer" or pattern in table:
             layers[part, path] = layer
             continue
-        if pattern not in theirs:
+        if pattern not in theirs or not layer.plain:
             raise unknown_layer(named, layer)
         name, at = theirs[pattern]
         original = name.replace("{}", number)

@@ -1,0 +1,523 @@
+"""LoRA files between kohya's and peft's names. Witnesses: diffusers, which loads both, and products by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.formats.lora_convert import convert_lora
+from fastsd_lib.formats.lora_names import dotted, underscored, unet_renamed
+
+Tensors = dict[str, torch.Tensor]
+UNET = "lora_unet_down_blocks_0_attentions_0_"
+CLIP = "lora_te_text_model_encoder_layers_"
+
+
+def pair(key: str, out: int, into: int, rank: int = 4, alpha: float | None = 2.0, kernel: int = 0) -> Tensors:
+    """One layer of a kohya file, fp16; `kernel`: of a convolution."""
+    random = torch.Generator().manual_seed(sum(map(ord, key)))
+    down = torch.randn(rank, into, *[kernel] * 2 * bool(kernel), generator=random)
+    up = torch.randn(out, rank, *[1] * 2 * bool(kernel), generator=random)
+    found = {f"{key}.lora_down.weight": down.half(), f"{key}.lora_up.weight": up.half()}
+    return found | ({f"{key}.alpha": torch.tensor(alpha).half()} if alpha is not None else {})
+
+
+def change(tensors: Tensors, key: str) -> torch.Tensor:
+    """up @ down * alpha / rank, by hand."""
+    down, up = tensors[f"{key}.lora_down.weight"].float(), tensors[f"{key}.lora_up.weight"].float()
+    scale = float(tensors[f"{key}.alpha"]) / down.shape[0] if f"{key}.alpha" in tensors else 1.0
+    return (up.flatten(1) @ down.flatten(1) * scale).reshape(up.shape[0], *down.shape[1:])
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    """Names, types, shapes and every bit."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def there_and_back(tmp_path: Path, tensors: Tensors, said: dict[str, str] | None = None) -> tuple[Path, Path]:
+    save_file(tensors, tmp_path / "kohya.safetensors", said or {})
+    peft = convert_lora(tmp_path / "kohya.safetensors", tmp_path / "peft.safetensors", "peft")
+    return peft, convert_lora(peft, tmp_path / "back.safetensors", "kohya")
+
+
+@pytest.fixture(scope="module")
+def sd1_lora() -> Tensors:
+    """Attention, a wide convolution, CLIP; ranks and alphas that differ."""
+    return (
+        pair(f"{UNET}transformer_blocks_0_attn1_to_q", 32, 32)
+        | pair(f"{UNET}transformer_blocks_0_attn2_to_k", 32, 128, rank=8, alpha=1.0)
+        | pair(f"{UNET}transformer_blocks_0_attn1_to_out_0", 32, 32, alpha=3.0)
+        | pair(f"{UNET}proj_in", 32, 32, kernel=1)
+        | pair("lora_unet_down_blocks_0_resnets_0_conv1", 32, 32, kernel=3)
+        | pair("lora_unet_conv_in", 32, 4, kernel=3)
+        | pair(f"{CLIP}0_self_attn_q_proj", 128, 128)
+        | pair(f"{CLIP}1_mlp_fc1", 256, 128, rank=2, alpha=0.5)
+    )
+
+
+def test_there_and_back_is_the_same_file(tmp_path: Path, sd1_lora: Tensors) -> None:
+    said = {
+        "ss_tag_frequency": '{"a": {"zwx": 3}}',
+        "modelspec.title": "Zwx",
+        "sshs_model_hash": "of the old file",
+    }
+    peft, back = there_and_back(tmp_path, sd1_lora, said)
+    assert same(load_file(back), sd1_lora)
+    for path in (peft, back):
+        kept = metadata(path)
+        assert (kept["ss_tag_frequency"], kept["modelspec.title"]) == (said["ss_tag_frequency"], "Zwx")
+        assert "sshs_model_hash" not in kept
+        assert kept["modelspec.hash_sha256"].startswith("0x")
+    assert metadata(peft)["fastsd.conversion"].startswith("kohya -> peft")
+    # diffusers refuses a kohya file with peft's settings in it.
+    assert "lora_adapter_metadata" not in metadata(back)
+
+
+@pytest.mark.parametrize("naming", ["peft", "kohya"])
+def test_diffusers_merges_what_the_numbers_say(
+    tmp_path: Path, sd1_lora: Tensors, tiny_pipeline: ModelFiles, naming: str
+) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    if naming == "kohya":  # diffusers 0.42 loses CLIP's attention and alphas that differ under these names
+        usual = {name.rpartition(".lora_")[0] for name, one in sd1_lora.items() if one.shape[:1] == (4,)}
+        usual -= {f"{CLIP}0_self_attn_q_proj", f"{UNET}transformer_blocks_0_attn1_to_out_0"}
+        sd1_lora = {n: v for n, v in sd1_lora.items() if n.partition(".")[0] in usual} | pair(
+            f"{CLIP}1_mlp_fc1", 256, 128
+        )
+    peft, back = there_and_back(tmp_path, sd1_lora)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline.path, safety_checker=None)
+    before = {
+        part: {name: one.clone() for name, one in getattr(pipe, part).state_dict().items()}
+        for part in ("unet", "text_encoder")
+    }
+    pipe.load_lora_weights(str(peft if naming == "peft" else back))
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    changed = set()
+    for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")):
+        for name, now in getattr(pipe, part).state_dict().items():
+            path = name.removesuffix(".weight")
+            if part == "text_encoder":
+                path = f"text_model.{path.removeprefix('text_model.')}"
+            key = prefix + underscored(path)
+            wanted = before[part][name]
+            if f"{key}.lora_up.weight" in sd1_lora:
+                wanted = wanted + change(sd1_lora, key)
+                changed.add(key)
+            assert torch.allclose(now, wanted, atol=1e-4), name
+    assert changed == {name.partition(".")[0] for name in sd1_lora}
+
+
+def test_peft_alone_makes_the_adapter_of_the_files_own_settings(tmp_path: Path, sd1_lora: Tensors) -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=128, norm_num_groups=8,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+    )  # fmt: skip
+    peft, _ = there_and_back(tmp_path, sd1_lora)
+    said = json.loads(metadata(peft)["lora_adapter_metadata"])
+    config = LoraConfig(**{k.removeprefix("unet."): v for k, v in said.items() if k.startswith("unet.")})
+    inject_adapter_in_model(config, unet)
+    weights = {
+        k.removeprefix("unet."): v.float() for k, v in load_file(peft).items() if k.startswith("unet.")
+    }
+    assert not set_peft_model_state_dict(unet, weights).unexpected_keys
+    layers = {name: one for name, one in unet.named_modules() if hasattr(one, "lora_A") and len(one.lora_A)}
+    assert len(layers) == 6
+    for name, one in layers.items():
+        key = f"lora_unet_{underscored(name)}"
+        assert torch.allclose(one.get_delta_weight("default"), change(sd1_lora, key), atol=1e-4), name
+
+
+def test_sdxl_goes_by_the_original_blocks_and_by_diffusers(tmp_path: Path) -> None:
+    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    keys = [
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        "lora_unet_input_blocks_3_0_op",
+        "lora_unet_input_blocks_8_1_transformer_blocks_9_ff_net_0_proj",
+        "lora_unet_middle_block_1_proj_in",
+        "lora_unet_output_blocks_2_2_conv",
+        "lora_unet_output_blocks_5_2_conv",
+        "lora_unet_output_blocks_5_1_transformer_blocks_1_attn2_to_out_0",
+        "lora_unet_output_blocks_8_0_in_layers_2",
+        "lora_te1_text_model_encoder_layers_0_self_attn_k_proj",
+        "lora_te2_text_model_encoder_layers_31_mlp_fc2",
+    ]
+    tensors: Tensors = {}
+    for key in keys:
+        tensors |= pair(key, 64, 64)
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+
+    class Config:
+        layers_per_block = 2
+
+    witness, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(str(back), unet_config=Config())
+    unet = convert_unet_state_dict_to_peft({k: v for k, v in witness.items() if k.startswith("unet.")})
+    assert len(unet) == 16
+    assert unet.keys() <= load_file(peft).keys()
+    assert all(torch.equal(load_file(peft)[name], one) for name, one in unet.items())
+    named = {name.removesuffix(".lora_A.weight") for name in load_file(peft) if "lora_A" in name}
+    assert {
+        "unet.down_blocks.0.downsamplers.0.conv",
+        "unet.up_blocks.0.upsamplers.0.conv",
+        "unet.up_blocks.1.upsamplers.0.conv",
+        "unet.up_blocks.2.resnets.2.conv1",
+        "text_encoder_2.text_model.encoder.layers.31.mlp.fc2",
+    } <= named
+    # Kohya's names with diffusers' blocks: read, and written on demand.
+    other = convert_lora(back, tmp_path / "other.safetensors", "kohya", blocks="diffusers")
+    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.alpha" in load_file(other)
+    assert same(load_file(convert_lora(other, tmp_path / "again.safetensors", "kohya")), tensors)
+    assert same(load_file(convert_lora(other, tmp_path / "peft2.safetensors", "peft")), load_file(peft))
+
+
+def test_every_layer_of_the_unets_is_spelled_and_read_back() -> None:
+    from fastsd_lib.formats.lora_names import unet_names
+
+    for kind in ("sd", "sdxl"):
+        for ours, theirs in unet_names(kind).items():
+            assert unet_renamed(ours, kind, original=True) == theirs
+            assert unet_renamed(theirs, kind, original=False) == ours
+            assert (dotted(underscored(ours)), dotted(underscored(theirs))) == (ours, theirs)
+
+
+# ------------------------------------------------------------------ transformers
+
+
+def fused(key: str, rows: int, into: int, rank: int = 6) -> Tensors:
+    return pair(key, rows, into, rank, alpha=3.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [("img_attn_qkv", "to_q to_k to_v"), ("txt_attn_qkv", "add_q_proj add_k_proj add_v_proj")],
+)
+def test_a_joined_layer_of_flux_comes_apart_as_diffusers_takes_it(
+    tmp_path: Path, key: str, ours: str
+) -> None:
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    key = f"lora_unet_double_blocks_1_{key}"
+    tensors = fused(key, 96, 32) | pair("lora_unet_double_blocks_1_img_mlp_0", 128, 32)
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    theirs = _convert_kohya_flux_lora_to_diffusers({k: v.float() for k, v in tensors.items()})
+    found, said = load_file(peft), json.loads(metadata(peft)["lora_adapter_metadata"])
+    whole = change(tensors, key)
+    paths = [f"transformer_blocks.1.attn.{one}" for one in ours.split()]
+    for number, path in enumerate([*paths, "transformer_blocks.1.ff.net.0.proj"]):
+        down, up = found[f"transformer.{path}.lora_A.weight"], found[f"transformer.{path}.lora_B.weight"]
+        alpha = said["transformer.alpha_pattern"].get(path, said["transformer.lora_alpha"])
+        ours_change = up.float() @ down.float() * (alpha / down.shape[0])
+        witness = theirs[f"transformer.{path}.lora_B.weight"] @ theirs[f"transformer.{path}.lora_A.weight"]
+        assert torch.allclose(ours_change, witness, atol=1e-4)
+        if number < 3:
+            assert torch.allclose(ours_change, whole[32 * number : 32 * number + 32], atol=1e-5)
+
+
+def test_flux_diffusers_loads_the_converted_file(tmp_path: Path) -> None:
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    width = 32
+    tensors = (
+        fused("lora_unet_double_blocks_0_img_attn_qkv", 3 * width, width)
+        | fused("lora_unet_single_blocks_0_linear1", 7 * width, width)
+        | pair("lora_unet_single_blocks_0_linear2", width, 5 * width)
+        | pair("lora_unet_final_layer_adaLN_modulation_1", 2 * width, width)
+        | pair("lora_unet_final_layer_linear", 4, width, rank=2)
+        | pair("lora_unet_guidance_in_in_layer", width, 256)
+    )
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    torch.manual_seed(1)
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    model.load_lora_adapter(str(peft), prefix="transformer", use_safetensors=True)
+    model.fuse_lora()
+    model.unload_lora()
+    after = {name: one - before[name] for name, one in model.state_dict().items()}
+    single = "single_transformer_blocks.0."
+    turned = change(tensors, "lora_unet_final_layer_adaLN_modulation_1")
+    for paths, wanted in (
+        ([f"transformer_blocks.0.attn.to_{one}" for one in "qkv"],
+         change(tensors, "lora_unet_double_blocks_0_img_attn_qkv")),
+        ([*(f"{single}attn.to_{one}" for one in "qkv"), f"{single}proj_mlp"],
+         change(tensors, "lora_unet_single_blocks_0_linear1")),
+        ([f"{single}proj_out"], change(tensors, "lora_unet_single_blocks_0_linear2")),
+        (["norm_out.linear"], torch.cat([turned[width:], turned[:width]])),
+        (["proj_out"], change(tensors, "lora_unet_final_layer_linear")),
+        (["time_text_embed.guidance_embedder.linear_1"], change(tensors, "lora_unet_guidance_in_in_layer")),
+    ):  # fmt: skip
+        found = torch.cat([after.pop(f"{path}.weight") for path in paths])
+        assert torch.allclose(found, wanted, atol=1e-4), paths
+    assert all(not one.any() for one in after.values())
+
+
+@pytest.mark.parametrize("ranks", [(2, 2, 2), (4, 0, 2)])
+def test_separate_adapters_stand_on_the_diagonal_and_come_back(
+    tmp_path: Path, ranks: tuple[int, ...]
+) -> None:
+    """to_q, to_k, to_v with their own `lora_A`: one layer of all ranks; a layer that is not changed has none."""
+    tensors: Tensors = {}
+    for letter, rank in zip("qkv", ranks, strict=True):
+        if rank:
+            own = pair(f"x{letter}", 32, 32, rank)
+            path = f"transformer.transformer_blocks.0.attn.to_{letter}"
+            tensors[f"{path}.lora_A.weight"] = own[f"x{letter}.lora_down.weight"]
+            tensors[f"{path}.lora_B.weight"] = own[f"x{letter}.lora_up.weight"]
+    tensors |= {
+        f"transformer.single_transformer_blocks.0.proj_out.lora_{side}.weight": torch.randn(shape).half()
+        for side, shape in (("A", (4, 160)), ("B", (32, 4)))
+    }
+    save_file(tensors, tmp_path / "peft.safetensors")
+    kohya = convert_lora(tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors", "kohya")
+    found = load_file(kohya)
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert found[f"{key}.lora_down.weight"].shape == (6, 32)
+    assert "1 of them with the ranks of all parts together" in metadata(kohya)["fastsd.conversion"]
+    whole = change(found, key)
+    for number, letter in enumerate("qkv"):
+        path = f"transformer.transformer_blocks.0.attn.to_{letter}"
+        wanted = torch.zeros(32, 32)
+        if f"{path}.lora_A.weight" in tensors:
+            wanted = tensors[f"{path}.lora_B.weight"].float() @ tensors[f"{path}.lora_A.weight"].float()
+        assert torch.allclose(whole[32 * number : 32 * number + 32], wanted, atol=1e-5)
+    back = convert_lora(kohya, tmp_path / "back.safetensors", "peft")
+    assert same(load_file(back), tensors)
+
+
+def test_sd3_layers_have_their_names_and_the_last_text_block_its_order(tmp_path: Path) -> None:
+    width = 32
+    tensors = (
+        fused("lora_unet_joint_blocks_0_x_block_attn_qkv", 3 * width, width)
+        | fused("lora_unet_joint_blocks_0_context_block_attn_qkv", 3 * width, width)
+        | pair("lora_unet_joint_blocks_0_context_block_adaLN_modulation_1", 6 * width, width)
+        | pair("lora_unet_joint_blocks_1_context_block_adaLN_modulation_1", 2 * width, width)
+        | pair("lora_unet_joint_blocks_0_x_block_mlp_fc1", 4 * width, width)
+        | pair("lora_te1_text_model_encoder_layers_0_self_attn_k_proj", 16, 16)
+        | pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q", 16, 16)
+        | pair("lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0", 16, 16)
+    )
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    found = load_file(peft)
+    for number, last in ((0, False), (1, True)):
+        path = f"transformer.transformer_blocks.{number}.norm1_context.linear.lora_B.weight"
+        up = tensors[f"lora_unet_joint_blocks_{number}_context_block_adaLN_modulation_1.lora_up.weight"]
+        assert torch.equal(found[path], torch.cat([up[width:], up[:width]]) if last else up)
+    up = tensors["lora_unet_joint_blocks_0_context_block_attn_qkv.lora_up.weight"]
+    assert torch.equal(
+        found["transformer.transformer_blocks.0.attn.add_k_proj.lora_B.weight"], up[width : 2 * width]
+    )
+    assert "text_encoder_3.encoder.block.0.layer.1.DenseReluDense.wi_0.lora_A.weight" in found
+
+
+# ------------------------------------------------------------------ other kinds, numbers
+
+
+def test_dora_has_the_lengths_that_diffusers_wants(tmp_path: Path, tiny_pipeline: ModelFiles) -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    keys = {f"{UNET}transformer_blocks_0_attn1_to_q": 0, "lora_unet_down_blocks_0_resnets_0_conv1": 3}
+    tensors: Tensors = {}
+    for key, kernel in keys.items():
+        tensors |= pair(key, 32, 32, kernel=kernel)
+        tensors[f"{key}.dora_scale"] = torch.rand(32, 1, *[1] * 2 * bool(kernel)).half() + 1
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline.path / "unet")
+    before = {name: one.clone() for name, one in unet.state_dict().items()}
+    unet.load_lora_adapter(str(peft), prefix="unet", use_safetensors=True)
+    unet.fuse_lora()
+    unet.unload_lora()
+    for key in keys:
+        name = f"{dotted(key.removeprefix('lora_unet_'))}.weight"
+        whole = before[name] + change(tensors, key)
+        lengths = whole.flatten(1).norm(dim=1).reshape(-1, *[1] * (whole.ndim - 1))
+        wanted = whole / lengths * tensors[f"{key}.dora_scale"].float().reshape(lengths.shape)
+        assert torch.allclose(unet.state_dict()[name], wanted, atol=1e-3), name
+
+
+def test_lycoris_kinds_stay_under_kohyas_names(tmp_path: Path) -> None:
+    key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    loha = {f"{key}.hada_w{n}_{side}": torch.randn(8, 4) for n in (1, 2) for side in "ab"}
+    loha |= {f"{key}.alpha": torch.tensor(1.0)}
+    save_file(loha, tmp_path / "loha.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
+    with pytest.raises(UserError, match=r"more than a LoRA .*hada_w1_a.*peft") as refused:
+        convert_lora(tmp_path / "loha.safetensors", tmp_path / "out.safetensors", "peft")
+    assert "--naming kohya" in refused.value.fix
+    renamed = convert_lora(
+        tmp_path / "loha.safetensors", tmp_path / "out.safetensors", "kohya", blocks="diffusers"
+    )
+    new = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert same(load_file(renamed), {name.replace(key, new): one for name, one in loha.items()})
+
+
+def test_dtype_changes_weights_and_never_alpha(tmp_path: Path, sd1_lora: Tensors) -> None:
+    wide = {name: one.float() for name, one in sd1_lora.items()}
+    save_file(wide, tmp_path / "kohya.safetensors")
+    half = load_file(
+        convert_lora(tmp_path / "kohya.safetensors", tmp_path / "half.safetensors", "kohya", dtype="fp16")
+    )
+    for name, one in half.items():
+        assert torch.equal(one, wide[name] if name.endswith(".alpha") else wide[name].half())
+
+
+@pytest.mark.parametrize(
+    ("alpha", "dtype"), [(1.0, torch.float16), (0.3, torch.float32), (70000.0, torch.float32)]
+)
+def test_alpha_from_peft_is_a_tensor_that_holds_it(tmp_path: Path, alpha: float, dtype: torch.dtype) -> None:
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {
+        f"{path}.lora_A.weight": torch.randn(4, 32).half(),
+        f"{path}.lora_B.weight": torch.randn(32, 4).half(),
+    }
+    settings = {"unet.r": 4, "unet.lora_alpha": alpha}
+    save_file(weights, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    found = load_file(convert_lora(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya"))
+    tensor = found[f"{UNET}transformer_blocks_0_attn1_to_q.alpha"]
+    assert tensor.dtype == dtype
+    assert float(tensor) == float(torch.tensor(alpha))
+    facts = metadata(tmp_path / "b.safetensors")
+    assert (facts["ss_network_dim"], facts["ss_network_module"]) == ("4", "networks.lora")
+
+
+def test_rank_stabilised_alphas_become_kohyas(tmp_path: Path) -> None:
+    path = "unet.mid_block.attentions.0.proj_in"
+    weights = {f"{path}.lora_A.weight": torch.randn(16, 8), f"{path}.lora_B.weight": torch.randn(8, 16)}
+    settings = {"unet.lora_alpha": 2, "unet.use_rslora": True}
+    save_file(weights, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    found = load_file(convert_lora(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya"))
+    # peft: 2 / sqrt(16) = 0.5; kohya: alpha / 16
+    assert float(found["lora_unet_mid_block_attentions_0_proj_in.alpha"]) / 16 == 0.5
+
+
+def test_older_spellings_are_read(tmp_path: Path) -> None:
+    block = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
+    names = {
+        f"{block}.attn1.processor.to_out_lora": "attn1_to_out_0",
+        f"{block}.attn2.processor.to_k_lora": "attn2_to_k",
+    }
+    old = {f"{name}.{side}.weight": torch.randn(4, 4) for name in names for side in ("down", "up")}
+    old |= {f"text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.{side}.weight": torch.randn(4, 4)
+            for side in ("down", "up")}  # fmt: skip
+    torch.save(old, tmp_path / "pytorch_lora_weights.bin")
+    found = load_file(
+        convert_lora(tmp_path / "pytorch_lora_weights.bin", tmp_path / "new.safetensors", "kohya")
+    )
+    for name, key in names.items():
+        assert torch.equal(
+            found[f"{UNET}transformer_blocks_0_{key}.lora_up.weight"], old[f"{name}.up.weight"]
+        )
+    assert f"{CLIP}0_self_attn_q_proj.lora_down.weight" in found
+
+
+# ------------------------------------------------------------------ bad input
+
+KEY = f"{UNET}transformer_blocks_0_attn1_to_q"
+GOOD = pair(KEY, 32, 32)
+BAD: dict[str, tuple[Tensors, str]] = {
+    "down without up": (
+        {k: v for k, v in GOOD.items() if "lora_up" not in k},
+        r"half a LoRA: .*to_q\.lora_down\.weight",
+    ),
+    "up without down": (
+        {k: v for k, v in GOOD.items() if "lora_down" not in k},
+        r"half a LoRA: .*to_q\.lora_up\.weight",
+    ),
+    "alpha alone": (
+        GOOD | {"lora_unet_conv_in.alpha": torch.tensor(1.0)},
+        r"lora_unet_conv_in\.alpha stands alone",
+    ),
+    "ranks": (
+        GOOD | {f"{KEY}.lora_up.weight": torch.zeros(32, 5)},
+        r"to_q\.lora_down\.weight has rank 4, .*rank 5",
+    ),
+    "one is flat": (GOOD | {f"{KEY}.lora_up.weight": torch.zeros(32)}, r"no pair of matrices"),
+    "unknown layer": (
+        GOOD | pair("lora_unet_warp_core_0_to_q", 4, 4),
+        r"lora_unet_warp_core_0_to_q\.\w+.* no known",
+    ),
+    "unknown block": (
+        pair("lora_unet_input_blocks_47_1_proj_in", 4, 4),
+        r"does not have: lora_unet_input_blocks_47",
+    ),
+    "unknown tensor": (GOOD | {f"{KEY}.surprise": torch.zeros(2)}, r"to_q\.surprise is no tensor of a LoRA"),
+    "alpha is many": (GOOD | {f"{KEY}.alpha": torch.zeros(3)}, r"no number for alpha in .*to_q\.alpha"),
+    "alpha is NaN": (GOOD | {f"{KEY}.alpha": torch.tensor(float("nan"))}, r"to_q\.alpha is nan"),
+    "a checkpoint": ({"first_stage_model.encoder.conv_in.weight": torch.zeros(2)}, r"no LoRA that is known"),
+}
+
+
+@pytest.mark.parametrize("naming", ["peft", "kohya"])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_by_the_tensor(tmp_path: Path, case: str, naming: str) -> None:
+    tensors, line = BAD[case]
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=line) as refused:
+        convert_lora(tmp_path / "bad.safetensors", tmp_path / "out.safetensors", naming)
+    assert refused.value.fix
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.safetensors"]
+
+
+def test_one_layer_under_two_names_is_refused(tmp_path: Path) -> None:
+    twin = pair(KEY.replace("down_blocks_0_attentions_0", "input_blocks_1_1"), 32, 32)
+    save_file(GOOD | twin | pair("lora_unet_input_blocks_10_0_in_layers_2", 4, 4), tmp_path / "a.safetensors")
+    for naming in ("peft", "kohya"):
+        with pytest.raises(UserError, match=r"twice|two names"):
+            convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", naming)
+
+
+def test_scales_that_one_layer_cannot_have_are_refused(tmp_path: Path) -> None:
+    tensors = {
+        f"transformer.transformer_blocks.0.attn.to_{letter}.lora_{side}.weight": torch.randn(shape)
+        for letter in "qk"
+        for side, shape in (("A", (4, 3072)), ("B", (3072, 4)))
+    }
+    settings = {
+        "transformer.lora_alpha": 4,
+        "transformer.alpha_pattern": {"transformer_blocks.0.attn.to_k": 8},
+    }
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(UserError, match=r"to_q by 1 and .*to_k by 2") as refused:
+        convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", "kohya")
+    assert "peft" in refused.value.fix
+
+
+def test_a_file_of_two_possible_models_is_not_guessed(tmp_path: Path) -> None:
+    path = "transformer.transformer_blocks.0.attn.to_q"
+    weights = {f"{path}.lora_A.weight": torch.zeros(4, 999), f"{path}.lora_B.weight": torch.zeros(999, 4)}
+    save_file(weights, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="Flux or for SD 3"):
+        convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", "kohya")
+
+
+def test_target_and_naming_must_be_known(tmp_path: Path) -> None:
+    save_file(GOOD, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"does not end in \.safetensors"):
+        convert_lora(tmp_path / "a.safetensors", tmp_path / "out.ckpt", "peft")
+    with pytest.raises(UserError, match="no names of the kind 'civitai'"):
+        convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", "civitai")  # type: ignore[arg-type]
