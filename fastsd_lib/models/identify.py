@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import re
+import statistics
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import read_json
 from fastsd_lib.core.model_files import Family, Layout, ModelFiles
 from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, Tensor, TensorFile, read_tensor_file
-from fastsd_lib.models.kinds import Kind, kind_of
+from fastsd_lib.core.text import escaped
+from fastsd_lib.models import folders
+from fastsd_lib.models.gguf import refuse_gguf
+from fastsd_lib.models.kinds import USES, Kind, foreign_model, kind_of
 
 UNET_FIRST = "model.diffusion_model.input_blocks.0.0.weight"
-# What the first convolution of the U-Net takes -> what the model is for. 4 latent channels are always there.
-USES = {4: "text to image", 9: "inpainting", 8: "instruct-pix2pix"}
-
-# A tensor name that holds this -> what such a file is. Asked in this order when it is no whole model.
-OTHER_KINDS = {
-    "lora_down": "a LoRA",
-    "lora_A": "a LoRA",
-    "control_model.": "a ControlNet",
-    "controlnet_cond_embedding": "a ControlNet",
-    "emb_params": "a textual-inversion embedding",
-    "first_stage_model.": "a VAE",
-    "encoder.conv_in": "a VAE",
-    "down_blocks.": "one part of a Diffusers folder",
-    "text_model.": "a text encoder alone",
-}
-FOLDER_CLASSES = {
-    "StableDiffusionXL": "sdxl",
-    "StableDiffusion3": "sd3",
-    "Flux": "flux",
-}
+TEXT_ENCODERS = ("cond_stage_model.", "conditioner.embedders.")
+DRAWN_WITH = (
+    "text to image",
+    "inpainting",
+    "instruct-pix2pix",
+)  # of USES, what `identify` takes for a whole model
+_SAID = {
+    "v": "v_prediction", "v_prediction": "v_prediction", "velocity": "v_prediction",
+    "epsilon": "epsilon", "eps": "epsilon",
+}  # fmt: skip
+_PARAMETERIZATION = re.compile(r"^\s*parameterization:\s*[\"']?(v|eps)\b", re.MULTILINE)
+MAX_YAML_BYTES = 1 << 20
+# The 320 numbers by which SD 2.x models of the two sorts differ (facts: a finding of ComfyUI's).
+TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+VELOCITY_SPREAD = 0.09
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What `identify` prints."""
+    """A whole model."""
 
     path: Path
     family: Family
@@ -62,7 +63,7 @@ def identify(path: Path) -> Identity:
     """
     if path.is_dir():
         return _identify_folder(path)
-    file = _header(path)
+    file = read_header(path)
     family = _single_file_family(file)
     first = file.tensors.get(UNET_FIRST) or next(iter(file.tensors.values()))
     return Identity(
@@ -87,7 +88,17 @@ class Description:
     tensors: int
     size_bytes: int
     title: str = ""
-    prediction: str = ""  # "epsilon" or "v_prediction" where the file says it
+    prediction: str = ""  # "epsilon", "v_prediction", "flow", "edm"; "" where nothing but a weight would tell
+    trigger_words: tuple[str, ...] = ()  # as the metadata has them
+    metadata: Mapping[str, str] = field(
+        default_factory=dict
+    )  # as it stands in the file: modelspec.*, ss_* ...
+    unknown: tuple[str, ...] = ()  # what the header does not say, in words
+
+    @property
+    def needs(self) -> str:
+        """What must come from elsewhere before it can draw, in words; "" when nothing has to."""
+        return self.kind.needs
 
 
 def describe(path: Path) -> Description:
@@ -97,151 +108,220 @@ def describe(path: Path) -> Description:
     """
     if path.is_dir():
         return _describe_folder(path)
-    file = _header(path)
+    file = read_header(path, places=False)
     kind = kind_of(file.tensors, file.metadata)
     if kind is None:
-        raise _not_a_model(path, file.tensors)
+        raise _not_a_model(path, file)
+    prediction = _prediction(file, kind, path)
     return Description(
         path,
         kind,
         "single_file",
-        _dtypes(file.tensors.values()),
+        dtypes_of(file.tensors.values()),
         len(file.tensors),
         path.stat().st_size,
-        file.metadata.get("modelspec.title", ""),
-        _said_prediction(file),
+        file.metadata.get("modelspec.title", "") or file.metadata.get("ss_output_name", ""),
+        prediction,
+        _trigger_words(file.metadata),
+        file.metadata,
+        _unknown(kind, prediction),
     )
 
 
-def _describe_folder(folder: Path) -> Description:
-    found = identify(folder)
-    headers = [read_tensor_file(file) for file in sorted(folder.glob("*/*.safetensors"))]
-    use = "" if found.use == "text to image" else found.use
-    tensors = [tensor for header in headers for tensor in header.tensors.values()]
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    said = read_json(scheduler).get("prediction_type", "") if scheduler.is_file() else ""
-    return Description(
-        folder,
-        Kind("checkpoint", found.family, use, "diffusers", whole=True),
-        "diffusers",
-        _dtypes(tensors),
-        len(tensors),
-        found.size_bytes,
-        prediction=said,
-    )
-
-
-def _dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        values = prod(tensor.shape)  # a pickle's header tells no places
-        sizes[tensor.dtype] += values * BYTES_PER_VALUE.get(tensor.dtype, 1)
-    return dict(sizes.most_common())
-
-
-def _said_prediction(file: TensorFile | PickleHeader) -> str:
-    if "v_pred" in file.tensors:  # the mark that SDXL models carry
-        return "v_prediction"
-    said = file.metadata.get("modelspec.prediction_type", "").lower()
-    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}.get(said, "")
+def read_header(path: Path, places: bool = True) -> TensorFile | PickleHeader:
+    """The header of a model file of either format; UserError for any other, GGUF by its name. `places`: of a .ckpt."""
+    refuse_gguf(path)
+    return read_pickle_header(path, places) if is_pickled(path) else read_tensor_file(path)
 
 
 def unet_width(path: Path) -> int:
     """Channels after the U-Net's first convolution: 320 for Stable Diffusion; 0 when there is none."""
     if path.is_dir():
-        first = _first_weights(path).tensors.get("conv_in.weight")
+        first = folders.first_weights(path).tensors.get("conv_in.weight")
     else:
-        first = _header(path).tensors.get(UNET_FIRST)
+        first = read_header(path).tensors.get(UNET_FIRST)
     return first.shape[0] if first and first.shape else 0
 
 
-def _header(path: Path) -> TensorFile | PickleHeader:
-    return read_pickle_header(path) if is_pickled(path) else read_tensor_file(path)
+def measured_prediction(path: Path) -> str:
+    """ "epsilon" or "v_prediction" of an SD 2.x file, by the 320 numbers in which the two sorts differ.
+
+    The one question that no header answers: one small weight is read. "" where it is not there, or not of SD 2.x.
+    """
+    file = read_header(path)
+    name = next((name for name in file.tensors if name.endswith(TELLING_BIAS)), "")
+    kind = kind_of(file.tensors, file.metadata)
+    if not name or kind is None or kind.family != "sd2":
+        return ""
+    data, dtype = b"".join(file.chunks(name)), file.tensors[name].dtype
+    if dtype == "BF16":  # the upper half of an F32
+        data, dtype = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2)), "F32"
+    letter = {"F16": "e", "F32": "f", "F64": "d"}.get(dtype)
+    if letter is None or not data:
+        return ""
+    numbers = struct.unpack(f"<{len(data) // struct.calcsize(letter)}{letter}", data)
+    return "v_prediction" if statistics.pstdev(numbers) > VELOCITY_SPREAD else "epsilon"
+
+
+# ------------------------------------------------------------------ what a file says beside its shapes
+
+
+def dtypes_of(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """Type -> bytes in it, the most first."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += prod(tensor.shape) * BYTES_PER_VALUE.get(tensor.dtype, 1)
+    return dict(sizes.most_common())
+
+
+def _prediction(file: TensorFile | PickleHeader, kind: Kind, path: Path) -> str:
+    if kind.family in ("sd3", "flux") and kind.kind in ("checkpoint", "transformer"):
+        return "flow"
+    if kind.kind not in ("checkpoint", "unet"):
+        return _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "")
+    if "v_pred" in kind.marks or "edm" in kind.marks:
+        return "v_prediction" if "v_pred" in kind.marks else "edm"
+    said = _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "") or _said_beside(path)
+    architecture = file.metadata.get("modelspec.architecture", "")
+    by_name = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
+    said = said or by_name.get(architecture.partition("/")[0], "")
+    if said or (kind.family == "sd2" and kind.variant in ("", "unCLIP")):
+        return said
+    # Every other program takes an unmarked file of these families for one that predicts noise.
+    return "v_prediction" if kind.variant == "upscaling" else "epsilon"
+
+
+def _said_beside(path: Path) -> str:
+    """What the .yaml of the same name says, which A1111 and Forge read before anything else."""
+    beside = path.with_suffix(".yaml")
+    try:
+        if not beside.is_file() or beside.stat().st_size > MAX_YAML_BYTES:
+            return ""
+        found = _PARAMETERIZATION.search(beside.read_text("utf-8", errors="replace"))
+    except OSError:
+        return ""
+    return _SAID[found[1]] if found else ""
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    phrase = metadata.get("modelspec.trigger_phrase") or metadata.get("activation text") or ""
+    words = [word.strip() for word in phrase.split(",")]
+    if not phrase and "ss_tag_frequency" in metadata:
+        words = _folder_words(metadata["ss_tag_frequency"])
+    return tuple(dict.fromkeys(escaped(word)[:80] for word in words if word))
+
+
+def _folder_words(tag_frequency: str) -> list[str]:
+    """kohya's programs name the photos' folders by repeats and words: "10_zwx person"."""
+    try:
+        named = json.loads(tag_frequency[:MAX_YAML_BYTES])
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(named, dict):
+        return []
+    found = [re.fullmatch(r"\d+_(.+)", str(name)) for name in named]
+    return [match[1] for match in found if match]
+
+
+def _unknown(kind: Kind, prediction: str) -> tuple[str, ...]:
+    said = []
+    if (
+        not kind.fits
+        and kind.kind not in ("upscaler", "text-encoder", "image-encoder")
+        and "TAESD" not in kind.variant
+    ):
+        said.append("which base model it belongs to")
+    if len(kind.fits) > 1:
+        said.append("for which of its families it was trained: they differ in numbers alone")
+    if not prediction and kind.kind in ("checkpoint", "unet"):
+        said.append("prediction: not in the header; a .yaml beside the file or its weights would tell")
+    if kind.kind in ("checkpoint", "transformer") and kind.variant == "depth or canny":
+        said.append("whether it is shown depth or edges: both have the same shapes")
+    return tuple(said)
+
+
+# ------------------------------------------------------------------ whole models
 
 
 def _single_file_family(file: TensorFile | PickleHeader) -> Family:
+    kind = kind_of(file.tensors, file.metadata)
+    if kind is None or kind.kind not in ("checkpoint", "unet", "transformer") or kind.naming != "original":
+        raise _not_a_model(file.path, file, kind)
     names = file.tensors
-    if any("double_blocks.0.img_attn" in name for name in names):
-        return "flux"
-    if any("joint_blocks.0." in name for name in names):
-        return "sd3"
-    if UNET_FIRST not in names:
-        raise _not_a_model(file.path, names)
-    if any(name.startswith("conditioner.embedders.") for name in names):
-        return "sdxl"
-    if any(name.startswith("cond_stage_model.model.") for name in names):
-        return "sd2"
-    if any(name.startswith("cond_stage_model.transformer.") for name in names):
-        return "sd1"
-    raise UserError(
-        f"{file.path} holds a U-Net but no text encoder: {len(names)} tensors, first {next(iter(names))}.",
-        fix="take the full checkpoint of the model.",
-    )
+    if kind.kind == "unet" and not any(name.startswith(TEXT_ENCODERS) for name in names):
+        raise UserError(
+            f"{file.path} holds a U-Net but no text encoder: {len(names)} tensors, first {next(iter(names))}.",
+            fix="take the full checkpoint of the model.",
+        )
+    return "sdxl" if kind.family == "sdxl_refiner" else kind.family  # type: ignore[return-value]
 
 
-def _not_a_model(path: Path, names: Mapping[str, Tensor]) -> UserError:
+def _not_a_model(path: Path, file: TensorFile | PickleHeader, kind: Kind | None = None) -> UserError:
+    names = file.tensors
     if not names:
         return UserError(f"{path} holds no tensors at all.", fix="download it again.")
-    kind = next((kind for part, kind in OTHER_KINDS.items() if any(part in name for name in names)), "")
-    examples = ", ".join(list(names)[:3])
+    examples = ", ".join(f"{escaped(name)[:80]} {list(one.shape)}" for name, one in list(names.items())[:3])
+    seen = f"{len(names)} tensors, such as {examples}"
+    kind = kind or kind_of(names, file.metadata)
     if kind:
         return UserError(
-            f"{path} is {kind}, not a whole model ({len(names)} tensors: {examples} ...).",
+            f"{path} is {kind.words}, not a whole model ({seen}).",
             fix="name the base model here: a checkpoint file or a Diffusers folder.",
         )
+    if family := foreign_model(names):
+        return UserError(
+            f"{path} is a {family} model, which is not known here: {seen}.",
+            fix="take a Stable Diffusion (1.x, 2.x, XL, 3) or Flux model.",
+        )
     return UserError(
-        f"{path} is no model known here: {len(names)} tensors, such as {examples}.",
+        f"{path} is no model known here: {seen}.",
         fix="take an SD 1.x checkpoint (.safetensors) or a Diffusers folder.",
     )
 
 
-def _identify_folder(folder: Path) -> Identity:
-    index, unet = folder / "model_index.json", folder / "unet" / "config.json"
-    if not index.is_file():
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-        raise UserError(
-            f"{folder} is not a Diffusers folder: it has no model_index.json (there: {there}).",
-            fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
-        )
-    pipeline = str(read_json(index).get("_class_name", ""))
-    weights = _first_weights(folder)
-    first = weights.tensors.get("conv_in.weight") or next(iter(weights.tensors.values()))
-    family = next((family for start, family in FOLDER_CLASSES.items() if pipeline.startswith(start)), None)
-    if family is None and unet.is_file():
-        # SD 2.x projects with linear layers where SD 1.x has 1x1 convolutions.
-        shapes = [t.shape for name, t in weights.tensors.items() if name.endswith("proj_in.weight")]
-        family = "sd2" if shapes and len(shapes[0]) == 2 else "sd1"
-    if family is None:
-        raise UserError(
-            f"{folder} holds a {pipeline or 'pipeline without a name'}, which is not known here.",
-            fix="take a Stable Diffusion pipeline.",
-        )
-    return Identity(
-        path=folder,
-        family=family,
-        layout="diffusers",
-        use=_use(first, folder) if family in ("sd1", "sd2", "sdxl") else "text to image",
-        dtype=first.dtype,
-        size_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-    )
-
-
-def _first_weights(folder: Path) -> TensorFile:
-    for part in ("unet", "transformer"):
-        files = sorted((folder / part).glob("*.safetensors"))
-        if files:
-            return read_tensor_file(files[0])
-    raise UserError(
-        f"{folder} holds no .safetensors weights in unet/.",
-        fix="download the model again with its .safetensors weights; pickled .bin files are not opened.",
-    )
-
-
 def _use(first: Tensor, path: Path) -> str:
-    channels = first.shape[1] if len(first.shape) == 4 else 0
-    if channels not in USES:
+    inputs = first.shape[1] if len(first.shape) == 4 else 0
+    use = USES.get(inputs, "")
+    if use not in DRAWN_WITH:
         raise UserError(
-            f"{path} has a U-Net with {channels} input channels, which is not known here.",
+            f"{path} has a U-Net with {inputs} input channels, which is not known here.",
             fix="take a text-to-image (4) or inpainting (9) checkpoint.",
         )
-    return USES[channels]
+    return use
+
+
+# ------------------------------------------------------------------ folders
+
+
+def _identify_folder(folder: Path) -> Identity:
+    seen = folders.look_at(folder)
+    if not seen.kind.whole:
+        raise UserError(
+            f"{folder} is not a Diffusers folder: it has no model_index.json; it is {seen.kind.words}.",
+            fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
+        )
+    family = "sdxl" if seen.kind.family == "sdxl_refiner" else seen.kind.family
+    return Identity(
+        path=folder,
+        family=family,  # type: ignore[arg-type]
+        layout="diffusers",
+        use=_use(seen.first, folder) if family in ("sd1", "sd2", "sdxl") else "text to image",
+        dtype=seen.first.dtype,
+        size_bytes=seen.size_bytes,
+    )
+
+
+def _describe_folder(folder: Path) -> Description:
+    seen = folders.look_at(folder)
+    return Description(
+        folder,
+        seen.kind,
+        "diffusers",
+        dtypes_of(seen.tensors),
+        len(seen.tensors),
+        seen.size_bytes,
+        prediction=seen.prediction,
+        trigger_words=_trigger_words(seen.metadata),
+        metadata=seen.metadata,
+        unknown=_unknown(seen.kind, seen.prediction),
+    )

@@ -18,6 +18,8 @@ from fastsd_lib.models.kinds import Kind
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 SD1 = {FIRST: [320, 4, 3, 3], "cond_stage_model.transformer.text_model.final_layer_norm.bias": [768]}
 SD2 = {FIRST: [320, 4, 3, 3], "cond_stage_model.model.ln_final.bias": [1024]}
+PART = {"conv_in.weight": [320, 4, 3, 3], "time_embedding.linear_1.weight": [1280, 320],
+        "down_blocks.0.resnets.0.conv1.weight": [320, 320, 3, 3]}  # fmt: skip
 SDXL = {FIRST: [320, 4, 3, 3], "conditioner.embedders.1.model.ln_final.bias": [1280]}
 
 
@@ -73,7 +75,14 @@ def test_our_own_folder_and_file_are_recognised(tiny_pipeline, tmp_path):
         ({"control_model.input_hint_block.0.weight": [16, 3]}, "is a ControlNet"),
         ({"emb_params": [2, 768]}, "is a textual-inversion embedding"),
         ({"encoder.conv_in.weight": [128, 3, 3, 3]}, "is a VAE"),
-        ({"down_blocks.0.resnets.0.conv1.weight": [4, 4]}, "is one part of a Diffusers folder"),
+        (PART, "is a U-Net alone, not a whole model"),
+        (
+            {
+                "double_blocks.0.img_attn.norm.key_norm.scale": [128],
+                "distilled_guidance_layer.in_proj.bias": [5120],
+            },
+            "is a Chroma model, which is not known here",
+        ),
         ({"layers.0.q": [4], "layers.0.k": [4]}, "is no model known here: 2 tensors, such as layers.0.q"),
         ({FIRST: [320, 4, 3, 3]}, "a U-Net but no text encoder"),
         (SD1 | {FIRST: [320, 5, 3, 3]}, "a U-Net with 5 input channels"),

@@ -1,4 +1,4 @@
-"""Forty headers as they go round: each is told by its names and shapes, and what no rule knows is not guessed."""
+"""Eighty headers as they go round: each is told by its names and shapes, and what no rule knows is not guessed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unet(channels: int = 4, width: int = 768, **more: tuple[int, ...]) -> dict[s
 
 
 def lora(width: int, name: str = DOWN) -> dict[str, tuple[int, ...]]:
-    up = name.replace("lora_down", "lora_up").replace("lora_A", "lora_B")
+    up = name.replace("lora_down", "lora_up").replace("lora_A", "lora_B").replace("lora.down", "lora.up")
     alpha = {name.replace("lora_down.weight", "alpha"): ()} if "lora_down" in name else {}
     return {name: (8, width), up: (320, 8), **alpha}
 
@@ -57,7 +57,8 @@ HEADERS = [
     (unet(4, 1280) | {"conditioner.embedders.0.model.ln_final.bias": (1280,), V: (512, 4, 3, 3)},
      Kind("checkpoint", "sdxl_refiner", naming="original", whole=True)),
     ({f"{U}{name}": shape for name, shape in FLUX.items()} | {f"{U}guidance_in.in_layer.weight": (3072, 256),
-     "text_encoders.clip_l.transformer.x": (1,)}, Kind("checkpoint", "flux", "dev", "original", whole=True)),
+     "text_encoders.clip_l.transformer.x": (1,), "vae.decoder.x": (1,)},
+     Kind("checkpoint", "flux", "dev", "original", whole=True)),
     (FLUX, Kind("transformer", "flux", "schnell", "original")),
     (FLUX | {"guidance_in.in_layer.weight": (3072, 256)}, Kind("transformer", "flux", "dev", "original")),
     ({"single_transformer_blocks.0.attn.to_q.weight": (3072, 3072), "x_embedder.weight": (3072, 64)},
@@ -67,7 +68,7 @@ HEADERS = [
     ({f"{U}joint_blocks.37.x_block.attn.ln_k.weight": (64,)}, Kind("transformer", "sd3", "3.5 large", "original")),
     ({f"{U}joint_blocks.23.x_block.attn2.qkv.weight": (1, 1)}, Kind("transformer", "sd3", "3.5 medium", "original")),
     ({"transformer_blocks.0.attn.add_k_proj.weight": (1536, 1536), "pos_embed.proj.weight": (1536, 16, 2, 2)},
-     Kind("transformer", "sd3", naming="diffusers")),
+     Kind("transformer", "sd3", "3 medium", "diffusers")),
     (PART_UNET, Kind("unet", "sdxl", naming="diffusers")),
     ({V: (512, 4, 3, 3), "first_stage_model.encoder.conv_in.weight": (128, 3, 3, 3)},
      Kind("vae", variant="4 latent channels", naming="original")),
@@ -89,7 +90,7 @@ HEADERS = [
     (lora(3072, "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"), Kind("lora", "flux", "LoRA", "peft")),
     (lora(3072, "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight"), Kind("lora", "flux", "LoRA", "kohya")),
     ({"emb_params": (4, 768)}, Kind("embedding", "sd1", naming="original")),
-    ({"<my-cat>": (1, 1024)}, Kind("embedding", "sd2", naming="original")),
+    ({"<my-cat>": (1, 1024)}, Kind("embedding", "sd2", naming="diffusers")),
     ({"clip_l": (2, 768), "clip_g": (2, 1280)}, Kind("embedding", "sdxl", naming="original")),
     ({f"control_model.{name}": shape for name, shape in HINT.items()} | {f"control_model.{TO_K}": (640, 768)},
      Kind("controlnet", "sd1", naming="original")),
@@ -108,9 +109,62 @@ HEADERS = [
     ({"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)}, Kind("upscaler", variant="RRDBNet")),
     ({"body.0.weight": (64, 3, 3, 3), "body.1.weight": (64,), "body.2.weight": (64, 64, 3, 3)},
      Kind("upscaler", variant="compact")),
-    ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, Kind("text-encoder", variant="T5")),
+    ({"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096)}, Kind("text-encoder", variant="T5-XXL")),
     ({"text_model.encoder.layers.0.self_attn.q_proj.weight": (768, 768),
-      "text_model.embeddings.token_embedding.weight": (49408, 768)}, Kind("text-encoder", variant="CLIP")),
+      "text_model.embeddings.token_embedding.weight": (49408, 768)}, Kind("text-encoder", variant="CLIP-L")),
+    (FLUX | {"img_in.weight": (3072, 384), "guidance_in.in_layer.weight": (3072, 256)},
+     Kind("transformer", "flux", "fill", "original")),
+    (FLUX | {"img_in.weight": (3072, 128), "guidance_in.in_layer.weight": (3072, 256)},
+     Kind("transformer", "flux", "depth or canny", "original")),
+    (FLUX | {"img_in.weight": (3072, 64), "guidance_in.in_layer.weight": (3072, 256), "scaled_fp8": (2,)},
+     Kind("transformer", "flux", "dev", "original", marks=("scaled fp8",))),
+    ({"transformer_blocks.0.attn.add_k_proj.weight": (2432, 2432), "pos_embed.proj.weight": (2432, 16, 2, 2)},
+     Kind("transformer", "sd3", "3.5 large", "diffusers")),
+    ({"transformer_blocks.0.attn.add_k_proj.weight": (1536, 1536), "pos_embed.proj.weight": (1536, 16, 2, 2),
+      "transformer_blocks.0.attn2.to_q.weight": (1536, 1536)}, Kind("transformer", "sd3", "3.5 medium", "diffusers")),
+    (unet(4, 2048) | XL | {V: (512, 4, 3, 3), "v_pred": (0,), "ztsnr": (0,)},
+     Kind("checkpoint", "sdxl", naming="original", whole=True, marks=("v_pred", "ztsnr"))),
+    (unet(4, 2048) | XL | {V: (512, 4, 3, 3), "edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
+     Kind("checkpoint", "sdxl", naming="original", whole=True, marks=("edm",))),
+    (unet(7, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd2", "upscaling", "original", whole=True)),
+    (unet(4, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3), "noise_augmentor.x": (1,)},
+     Kind("checkpoint", "sd2", "unCLIP", "original", whole=True)),
+    (PART_UNET | {"conv_in.weight": (320, 9, 3, 3)}, Kind("unet", "sdxl", "inpainting", "diffusers")),
+    ({"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)},
+     Kind("vae", variant="4 latent channels, decoder alone", naming="original")),
+    ({"decoder.conv_in.weight": (512, 16, 3, 3), "encoder.conv_in.weight": (128, 3, 3, 3)},
+     Kind("vae", variant="16 latent channels", naming="original")),
+    (lora(768, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight"),
+     Kind("lora", "sd1", "LoRA", "diffusers")),
+    ({"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": (4, 1024)},
+     Kind("lora", "sd2", "LoRA", "kohya")),
+    (lora(1536, "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"), Kind("lora", "sd3", "LoRA", "kohya")),
+    (lora(1536, "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"), Kind("lora", "sd3", "LoRA", "peft")),
+    ({"lora_unet_x.oft_blocks": (4, 8, 8)}, Kind("lora", "", "OFT", "kohya")),
+    ({"string_to_param.*": (3, 768)}, Kind("embedding", "sd1", naming="original")),
+    ({"controlnet_blocks.0.weight": (1536, 1536), "pos_embed_input.proj.weight": (1536, 16, 2, 2),
+      "transformer_blocks.0.attn.to_q.weight": (1536, 1536)}, Kind("controlnet", "sd3", naming="diffusers")),
+    ({"controlnet_x_embedder.weight": (3072, 64), "controlnet_mode_embedder.weight": (10, 3072),
+      "x_embedder.weight": (3072, 64)}, Kind("controlnet", "flux", "union", "diffusers")),
+    ({"controlnet_blocks.0.weight": (3072, 3072), "double_blocks.0.img_attn.qkv.weight": (9216, 3072)},
+     Kind("controlnet", "flux", naming="original")),
+    ({f"control_model.{name}": shape for name, shape in HINT.items()} | {f"control_model.{TO_K}": (640, 1024)}
+     | unet(4, 1024), Kind("controlnet", "sd2", naming="original")),
+    ({"adapter.body.0.resnets.0.block1.weight": (320, 320, 3, 3), "adapter.conv_in.weight": (320, 768, 3, 3)},
+     Kind("t2i-adapter", "sdxl", naming="diffusers")),
+    ({"image_proj.latents": (1, 16, 1280), "ip_adapter.1.to_k_ip.weight": (640, 2048)}, Kind("ip-adapter", "sdxl", "plus")),
+    ({"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": (3072, 4096)}, Kind("ip-adapter", "flux")),
+    ({"redux_up.weight": (12288, 1152), "redux_down.weight": (4096, 12288)}, Kind("redux", "flux", naming="original")),
+    ({"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,),
+      "down_blocks.3.motion_modules.0.temporal_transformer.norm.weight": (1280,)}, Kind("motion-module", "sd1")),
+    ({"params_ema.body.0.rdb1.conv1.weight": (32, 64, 3, 3), "params_ema.conv_first.weight": (64, 3, 3, 3)},
+     Kind("upscaler", variant="RRDBNet")),
+    ({"vision_model.encoder.layers.0.self_attn.q_proj.weight": (1024, 1024)}, Kind("image-encoder", variant="CLIP")),
+    ({"text_model.encoder.layers.0.self_attn.q_proj.weight": (1280, 1280), "text_model.embeddings.token_embedding.weight":
+      (49408, 1280)}, Kind("text-encoder", variant="CLIP-bigG")),
+    (FLUX | {"distilled_guidance_layer.in_proj.bias": (5120,)}, None),
+    ({"double_blocks.0.img_attn_qkv.weight": (1, 1), "txt_in.individual_token_refiner.blocks.0.x": (1,)}, None),
+    (unet(8, 1024) | {"conditioner.embedders.0.open_clip.model.x": (1,), f"{U}input_blocks.1.0.time_stack.x": (1,)}, None),
     ({"model.layers.0.self_attn.q_proj.weight": (4096, 4096), "lm_head.weight": (32000, 4096)}, None),
     ({"vit.embeddings.cls_token": (1, 1, 768)}, None),
     ({}, None),
