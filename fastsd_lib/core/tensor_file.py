@@ -231,7 +231,8 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
             f"{path} is a Git LFS pointer, not the model itself.",
             fix="run `git lfs pull` in its folder, or download the file from the model's page.",
         )
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    pickled = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04"))
+    if pickled and start[8:9] != b"{":  # a header of 640 bytes begins like a pickle
         raise UserError(
             f"{path} is a pickled PyTorch file (.ckpt, .pt, .bin), which can run code when it is opened.",
             fix="take the model's .safetensors file.",

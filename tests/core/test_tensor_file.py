@@ -76,6 +76,12 @@ def test_other_files_are_called_what_they_are(tmp_path, content, said):
     assert error.value.fix
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+    text = json.dumps({"a": entry(0, 4, [4])}).encode().ljust(length)
+    assert list(read_tensor_file(safetensors(tmp_path / "x.safetensors", text, b"1234")).tensors) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("header", "data", "said"),
     [
