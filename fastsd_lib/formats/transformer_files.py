@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from fastsd_lib.formats.transformer_configs import FAMILIES, TEXT_ENCODERS, TRAN
 from fastsd_lib.formats.transformer_parts import (
     BODY,
     LABELS,
+    SHARED,
     STEMS,
+    TIED,
     compare_names,
     file_prefix,
     is_leftover,
@@ -76,7 +79,10 @@ def plan_export(
             folder / part, part, family, weights, [one for row in table.rows.values() for one in row]
         )
         prefix = file_prefix(family, part, alone=list(chosen) == ["transformer"])
-        tensors += exported(weights, table, prefix, dtype, is_vae=part == "vae")
+        made = list(exported(weights, table, prefix, dtype, is_vae=part == "vae"))
+        # T5's words stand under both names in the files of its publisher; some loaders miss the second.
+        made += [replace(one, name=prefix + TIED) for one in made if one.name == prefix + SHARED]
+        tensors += made
     return tensors, _modelspec(folder.name, transformer) | transformer_configs.carried_configs(
         configs, chosen
     )

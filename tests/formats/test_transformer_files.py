@@ -1,0 +1,518 @@
+"""SD3 and Flux between folder and single file, beside diffusers' own converters."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_transformers import save_flux, save_sd3
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.tensor_file import NewTensor, header_bytes, read_tensor_file, write_tensor_file
+from fastsd_lib.formats.configs import METADATA_KEY
+from fastsd_lib.formats.flux_maps import flux_table
+from fastsd_lib.formats.sd3_maps import sd3_table
+from fastsd_lib.formats.transformer_configs import bundled_configs, carried_configs, folder_configs
+from fastsd_lib.formats.transformer_files import import_notes, plan_export, plan_import
+from fastsd_lib.models.identify import describe
+from fastsd_lib.models.kinds import Kind
+
+MODELS = {
+    "dev": lambda folder: save_flux(folder),
+    "schnell": lambda folder: save_flux(folder, guidance=False),
+    "3 medium": lambda folder: save_sd3(folder),
+    "3.5 medium": lambda folder: save_sd3(folder, "3.5 medium", layers=3),
+    "3.5 large": lambda folder: save_sd3(folder, "3.5 large", t5=False),
+}
+BUNDLED = ("flux-dev", "flux-schnell", "sd3-medium", "sd35-medium", "sd35-large")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Every tiny model, saved when it is first asked for."""
+    root, made = tmp_path_factory.mktemp("transformers"), {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = MODELS[name](root / name.replace(" ", "_")).path
+        return made[name]
+
+    return folder
+
+
+def written(folder: Path, path: Path, bare: bool = False, **choices) -> Path:
+    tensors, header = plan_export(folder, **({"dtype": None} | choices))
+    if bare:
+        header.pop(METADATA_KEY, None)
+    write_tensor_file(path, tensors, header)
+    return path
+
+
+def imported(path: Path, folder: Path, dtype: str | None = None) -> Path:
+    configs, parts = plan_import(read_tensor_file(path), dtype)
+    for name, text in configs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for part, tensors in parts.items():
+        (folder / part).mkdir(exist_ok=True)
+        stem = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"
+        write_tensor_file(folder / part / f"{stem}.safetensors", tensors, {"format": "pt"})
+    return folder
+
+
+def weights(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    (file,) = (folder / part).glob("*.safetensors")
+    return {name.removeprefix("text_model."): one for name, one in load_file(file).items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert sorted(one) == sorted(other)
+    for name in one:
+        assert one[name].dtype == other[name].dtype, name
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folder_to_file_to_folder_keeps_every_bit_and_every_config(folders, tmp_path, name):
+    folder = folders(name)
+    back = imported(written(folder, tmp_path / "model.safetensors"), tmp_path / "back")
+    parts = [path.parent.name for path in folder.glob("*/*.safetensors")]
+    assert sorted(parts) == sorted(path.parent.name for path in back.glob("*/*.safetensors"))
+    for part in parts:
+        same(weights(folder, part), weights(back, part))
+    for path in folder.rglob("*config.json"):
+        mine, theirs = json.loads(path.read_text()), json.loads((back / path.relative_to(folder)).read_text())
+        assert mine == theirs | {key: mine[key] for key in mine if key == "_name_or_path"}
+    index = json.loads((folder / "model_index.json").read_text())
+    assert json.loads((back / "model_index.json").read_text()) == index
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_read_to_plan_and_nothing_but_bytes_is_copied(folders, name):
+    tensors, _ = plan_export(folders(name), None)
+    assert all(one.ranges for one in tensors)
+    assert all(sum(r.end - r.start for r in one.ranges) == one.size_bytes for one in tensors)
+
+
+@pytest.mark.parametrize("name", ["3 medium", "3.5 medium", "3.5 large"])
+def test_diffusers_reads_our_sd3_file_as_the_folder(folders, tmp_path, name):
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+
+    folder = folders(name)
+    file = written(folder, tmp_path / "model.safetensors")
+    for kind, part in ((SD3Transformer2DModel, "transformer"), (AutoencoderKL, "vae")):
+        theirs = kind.from_single_file(str(file), config=str(folder), subfolder=part)
+        same(weights(folder, part), theirs.state_dict())
+
+
+def test_diffusers_reads_the_text_encoders_of_our_sd3_file(folders, tmp_path):
+    from diffusers.loaders import single_file_utils
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+    folder = folders("3 medium")
+    theirs = load_file(written(folder, tmp_path / "model.safetensors"))
+    for part, kind, make in (
+        ("text_encoder_2", CLIPTextModelWithProjection, "create_diffusers_clip_model_from_ldm"),
+        ("text_encoder_3", T5EncoderModel, "create_diffusers_t5_model_from_checkpoint"),
+    ):
+        made = getattr(single_file_utils, make)(
+            kind, dict(theirs), subfolder=part, config=str(folder), torch_dtype=torch.float32,
+            local_files_only=True,
+        )  # fmt: skip
+        same(
+            {name.removeprefix("text_model."): one for name, one in made.state_dict().items()},
+            {name: one for name, one in kind.from_pretrained(folder / part).state_dict().items()}
+            if part == "text_encoder_3"
+            else weights(folder, part),
+        )
+
+
+@pytest.mark.parametrize("model", ["flux-dev", "flux-schnell"])
+def test_diffusers_converts_our_flux_file_to_the_folder(tmp_path, model):
+    """As deep as the published model and with its rows, one number in each: diffusers' converter knows no other."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    config = json.loads(bundled_configs(model)["transformer/config.json"])
+    with torch.device("meta"):
+        shapes = {name: one.shape for name, one in whole("flux", config).state_dict().items()}
+    numbers = torch.Generator().manual_seed(3)
+    given = {
+        name: torch.randint(0, 256, (shape[0], 1)[: len(shape)], dtype=torch.uint8, generator=numbers)
+        for name, shape in shapes.items()
+    }
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps(config))
+    save_file(given, tmp_path / "transformer/diffusion_pytorch_model.safetensors")
+    file = load_file(written(tmp_path, tmp_path / "model.safetensors", parts=["transformer"]))
+    assert len(file) == (780 if model == "flux-dev" else 776)
+    same(given, convert_flux_transformer_checkpoint_to_diffusers(dict(file)))
+
+
+def test_diffusers_reads_the_vae_of_our_flux_file(folders, tmp_path):
+    from diffusers import AutoencoderKL
+
+    folder = folders("dev")
+    file = written(folder, tmp_path / "model.safetensors")
+    theirs = AutoencoderKL.from_single_file(str(file), config=str(folder), subfolder="vae")
+    same(weights(folder, "vae"), theirs.state_dict())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_is_recognised(folders, tmp_path, name):
+    file = written(folders(name), tmp_path / "model.safetensors")
+    family = "flux" if name in ("dev", "schnell") else "sd3"
+    variant = "3.5 medium" if name == "3.5 large" else name  # a tiny one has not the 38 blocks of large
+    assert describe(file).kind == Kind("checkpoint", family, variant, "original", whole=True)
+    alone = written(folders(name), tmp_path / "alone.safetensors", parts=["transformer"])
+    assert describe(alone).kind == Kind("transformer", family, variant, "original")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bare_file_gets_the_configs_of_its_shapes(folders, tmp_path, name):
+    from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+
+    folder = folders(name)
+    back = imported(written(folder, tmp_path / "model.safetensors", bare=True), tmp_path / "back")
+    transformer = FluxTransformer2DModel if name in ("dev", "schnell") else SD3Transformer2DModel
+    for kind, part in ((transformer, "transformer"), (AutoencoderKL, "vae")):
+        loaded, told = kind.from_pretrained(back / part, output_loading_info=True)
+        assert not any(told.values()), told
+        same(weights(folder, part), loaded.state_dict())
+    own, found = (json.loads((at / "scheduler/scheduler_config.json").read_text()) for at in (folder, back))
+    assert own["shift"] == found["shift"]
+    assert own["use_dynamic_shifting"] == found.get("use_dynamic_shifting", False)
+    configs, parts = plan_import(read_tensor_file(tmp_path / "model.safetensors"))
+    assert any("tokenizer" in note for note in import_notes(configs, parts))
+
+
+@pytest.mark.parametrize("name", ["dev", "3 medium"])
+def test_text_encoders_of_a_bare_file_load_and_say_the_same(folders, tmp_path, name):
+    import transformers
+
+    folder = folders(name)
+    back = imported(written(folder, tmp_path / "model.safetensors", bare=True), tmp_path / "back")
+    index = json.loads((folder / "model_index.json").read_text())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for part in index:
+        if part.startswith("text_encoder"):
+            kind = index[part][1]
+            one, other = (
+                getattr(transformers, kind).from_pretrained(at / part).eval() for at in (folder, back)
+            )
+            with torch.no_grad():
+                said = [model(ids, output_hidden_states=True).hidden_states[-1] for model in (one, other)]
+            assert torch.equal(*said), part
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_another_dtype_is_torchs_cast(folders, tmp_path, dtype):
+    folder = folders("3.5 medium")
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    back = imported(written(folder, tmp_path / "model.safetensors", dtype=dtype), tmp_path / "back")
+    late = imported(written(folder, tmp_path / "whole.safetensors"), tmp_path / "late", dtype)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_3"):
+        wanted = {name: one.to(kind) for name, one in weights(folder, part).items()}
+        same(wanted, weights(back, part))
+        same(wanted, weights(late, part))
+
+
+def test_the_transformer_of_flux_alone_has_the_bare_names_of_its_publisher(folders, tmp_path):
+    file = written(folders("dev"), tmp_path / "alone.safetensors", parts=["transformer"])
+    names = read_tensor_file(file).tensors
+    assert {"img_in.weight", "double_blocks.0.img_attn.qkv.weight", "single_blocks.1.linear1.bias"} <= set(
+        names
+    )
+    configs, parts = plan_import(read_tensor_file(file))
+    assert list(parts) == ["transformer"]
+    index = json.loads(configs["model_index.json"])
+    assert index["vae"] == index["text_encoder_2"] == index["tokenizer"] == [None, None]
+    assert "vae, text_encoder, text_encoder_2" in import_notes(configs, parts)[0]
+
+
+def test_other_spellings_of_a_file_mean_the_same(folders, tmp_path):
+    """Flux behind ComfyUI's prefix or bare, its VAE under either prefix, T5's words under either name."""
+    folder = folders("dev")
+    given = load_file(written(folder, tmp_path / "ours.safetensors", bare=True))
+    t5 = "text_encoders.t5xxl.transformer."
+    other = {
+        name.removeprefix("model.diffusion_model.").replace("vae.", "first_stage_model.", 1)
+        if not name.startswith("text_encoders.")
+        else name: one
+        for name, one in given.items()
+    }
+    words = other.pop(f"{t5}shared.weight")
+    clip = "text_encoders.clip_l."
+    assert torch.equal(words, other[f"{t5}encoder.embed_tokens.weight"])
+    other[f"{clip}logit_scale"] = torch.ones(())
+    other[f"{clip}transformer.text_projection.weight"] = torch.eye(64)
+    save_file(other, tmp_path / "one.safetensors")
+    del other[f"{t5}encoder.embed_tokens.weight"]
+    save_file(other | {f"{t5}shared.weight": words}, tmp_path / "other.safetensors")
+    for name in ("one", "other"):
+        back = imported(tmp_path / f"{name}.safetensors", tmp_path / name)
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+            same(weights(folder, part), weights(back, part))
+
+
+def test_a_first_clip_without_projection_gets_the_unit_matrix(folders, tmp_path):
+    given = load_file(written(folders("3 medium"), tmp_path / "ours.safetensors", dtype="bf16"))
+    del given["text_encoders.clip_l.transformer.text_projection.weight"]
+    save_file(given, tmp_path / "bare.safetensors")
+    back = imported(tmp_path / "bare.safetensors", tmp_path / "back")
+    found = weights(back, "text_encoder")["text_projection.weight"]
+    assert torch.equal(found, torch.eye(64, dtype=torch.bfloat16))
+
+
+def test_eight_bit_floats_stay_what_they_are(folders, tmp_path):
+    given = load_file(written(folders("schnell"), tmp_path / "ours.safetensors", bare=True))
+    small = {name: one.to(torch.float8_e4m3fn) for name, one in given.items() if name.startswith("model.")}
+    save_file(small, tmp_path / "small.safetensors")
+    back = imported(tmp_path / "small.safetensors", tmp_path / "back")
+    again = written(back, tmp_path / "again.safetensors")
+    found = load_file(again)
+    assert all(
+        torch.equal(
+            found[name.removeprefix("model.diffusion_model.")].view(torch.uint8), one.view(torch.uint8)
+        )
+        for name, one in small.items()
+    )
+    wide = weights(imported(again, tmp_path / "wide", "fp32"), "transformer")
+    same({name: one.float() for name, one in weights(back, "transformer").items()}, wide)
+
+
+def test_shards_and_variants_are_read(folders, tmp_path):
+    from diffusers import SD3Transformer2DModel
+
+    plain = folders("3.5 large")
+    whole_file = written(plain, tmp_path / "plain.safetensors")
+    folder = tmp_path / "parted"
+    for name, text in folder_configs(plain).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    model = SD3Transformer2DModel.from_pretrained(plain / "transformer")
+    model.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 2
+    for part, stem in (
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+        ("text_encoder_2", "model"),
+    ):
+        (folder / part / f"{stem}.fp16.safetensors").write_bytes(
+            (plain / part / f"{stem}.safetensors").read_bytes()
+        )
+    parted = load_file(written(folder, tmp_path / "parted.safetensors"))
+    same(load_file(whole_file), parted)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def refused(tensors: dict[str, torch.Tensor], path: Path, metadata: dict | None = None) -> str:
+    save_file(tensors, path, metadata)
+    with pytest.raises(UserError) as told:
+        plan_import(read_tensor_file(path))
+    said, way_out = str(told.value).split("\n")
+    return said + way_out
+
+
+def test_strange_and_missing_tensors_are_named(folders, tmp_path):
+    file = written(folders("dev"), tmp_path / "whole.safetensors")
+    given, path = load_file(file), tmp_path / "x.safetensors"
+    body = "model.diffusion_model."
+    line = refused(given | {f"{body}double_blocks.0.extra.weight": torch.ones(1)}, path)
+    assert "1 tensors that no Flux.1 transformer" in line and "double_blocks.0.extra.weight" in line
+    line = refused({k: v for k, v in given.items() if k != f"{body}single_blocks.1.linear1.bias"}, path)
+    assert "lacks 1 of" in line and "single_blocks.1.linear1.bias" in line
+    line = refused({k: v for k, v in given.items() if not k.startswith("vae.decoder.mid.attn_1.q")}, path)
+    assert "tensors of the vae, first decoder.mid.attn_1.q.weight" in line
+    line = refused({k: v for k, v in given.items() if "layers.1.mlp.fc1" not in k}, path)
+    assert "text_encoder" in line and "layers.1.mlp.fc1" in line
+    assert "text_encoders.clip_g" in refused(
+        given | {"text_encoders.clip_g.transformer.x": torch.ones(1)}, path
+    )
+    line = refused(given | {"img_in.weight": torch.ones(1)}, path)
+    assert "twice" in line and "img_in.weight" in line
+    wrong = given | {f"{body}double_blocks.1.img_attn.qkv.weight": torch.ones(100, 128)}
+    assert "100 rows" in refused(wrong, path)
+    wrong = given | {f"{body}final_layer.adaLN_modulation.1.bias": torch.ones(3)}
+    assert "no halves" in refused(wrong, path)
+    assert "img_in.weight of shape [64]" in refused(given | {f"{body}img_in.weight": torch.ones(64)}, path)
+
+
+def test_other_models_and_packed_numbers_are_refused(folders, tmp_path):
+    path = tmp_path / "x.safetensors"
+    folder = folders("schnell")
+    given = load_file(written(folder, tmp_path / "whole.safetensors"))
+    assert "no transformer of SD3 or Flux" in refused({"model.x": torch.ones(1)}, path)
+    assert "diffusers' names" in refused(weights(folder, "transformer"), path)
+    marks = ("model.diffusion_model.scaled_fp8", "text_encoders.t5xxl.transformer.scaled_fp8",
+             "model.diffusion_model.double_blocks.0.img_attn.qkv.scale_weight",
+             "double_blocks.0.img_attn.qkv.weight.absmax")  # fmt: skip
+    for mark in marks:
+        line = refused(given | {mark: torch.ones(1)}, path)
+        assert "packed or scaled" in line and mark in line and "plain fp8" in line
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"transformer/config.json": 5}',
+        '{"transformer/config.json": {"_class_name": "UNet2DConditionModel"}}',
+        '{"transformer/config.json": {"_class_name": ["FluxTransformer2DModel"]}}',
+        '{"transformer/config.json": {"_class_name": "FluxTransformer2DModel", "num_layers": 1000000000}}',
+        '{"transformer/config.json": {"num_layers": "two"}}',
+    ],
+)
+def test_broken_configs_in_a_header_are_refused(folders, tmp_path, broken):
+    file = written(folders("dev"), tmp_path / "whole.safetensors")
+    given = read_tensor_file(file)
+    if "FluxTransformer2DModel" in broken or '"two"' in broken:  # all the rest is sound
+        own = json.loads(given.metadata[METADATA_KEY])
+        own["transformer/config.json"] |= json.loads(broken)["transformer/config.json"]
+        broken = json.dumps(own)
+    line = refused(load_file(file), tmp_path / "x.safetensors", {METADATA_KEY: broken})
+    assert "configs of" in line and "Flux.1" in line
+
+
+def test_a_folder_that_is_not_whole_is_refused(folders, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(folders("schnell"), folder)
+    (folder / "text_encoder_2/config.json").unlink()
+    with pytest.raises(UserError, match=r"text_encoder_2/config\.json is missing") as told:
+        plan_export(folder, None)
+    assert "[null, null]" in told.value.fix
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": [None, None]}))
+    tensors, _ = plan_export(folder, None)
+    assert not any("t5xxl" in one.name for one in tensors)
+    given = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    path = folder / "transformer/diffusion_pytorch_model.safetensors"
+    query = "transformer_blocks.0.attn.to_q.weight"
+    save_file(given | {query: given[query].half()}, path)
+    with pytest.raises(UserError, match=r"to_q\.weight as F16"):
+        plan_export(folder, None)
+    save_file({name: one for name, one in given.items() if name != query}, path)
+    with pytest.raises(UserError, match=r"lacks 1 of .* transformer_blocks\.0\.attn\.to_q\.weight"):
+        plan_export(folder, None)
+    with pytest.raises(UserError, match="No part 'unet'"):
+        plan_export(folder, None, parts=["unet"])
+    (folder / "transformer/config.json").unlink()
+    with pytest.raises(UserError, match="no Diffusers folder of SD3 or Flux"):
+        plan_export(folder, None)
+
+
+# ------------------------------------------------------------------ full size, without weights
+
+
+def whole(family: str, config: dict):
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+
+    kind = FluxTransformer2DModel if family == "flux" else SD3Transformer2DModel
+    return kind(**{key: value for key, value in config.items() if not key.startswith("_")})
+
+
+@pytest.mark.parametrize("model", BUNDLED)
+def test_the_tables_hold_every_tensor_of_the_published_models(model):
+    config = json.loads(bundled_configs(model)["transformer/config.json"])
+    family = model.partition("-")[0].removesuffix("5")
+    with torch.device("meta"):
+        wanted = list(whole(family, config).state_dict())
+    table = flux_table(config) if family == "flux" else sd3_table(config)
+    assert sorted(one for row in table.rows.values() for one in row) == sorted(wanted)
+    assert set(table.swapped) <= set(table.rows)
+
+
+@pytest.mark.parametrize("model", BUNDLED)
+def test_a_published_model_saved_anew_carries_no_configs(tmp_path, model):
+    """What today's diffusers writes beside the published weights means what is bundled."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from transformers import CLIPTextConfig, T5Config
+
+    stock = bundled_configs(model)
+    parsed = {name: json.loads(text) for name, text in stock.items()}
+    family = model.partition("-")[0].removesuffix("5")
+    with torch.device("meta"):
+        whole(family, parsed["transformer/config.json"]).save_config(tmp_path / "transformer")
+        AutoencoderKL.from_config(parsed["vae/config.json"]).save_config(tmp_path / "vae")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(parsed["scheduler/scheduler_config.json"])
+    scheduler.save_config(tmp_path / "scheduler")
+    parts = ["transformer", "vae"]
+    for name, config in parsed.items():
+        if name.startswith("text_encoder"):
+            kind = T5Config if config["model_type"] == "t5" else CLIPTextConfig
+            kind(**config).save_pretrained(tmp_path / name.partition("/")[0])
+            parts.append(name.partition("/")[0])
+    assert carried_configs(folder_configs(tmp_path), parts) == {}
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler.config | {"shift": 5.0}))
+    carried = json.loads(carried_configs(folder_configs(tmp_path), parts)[METADATA_KEY])
+    assert carried["scheduler/scheduler_config.json"]["shift"] == 5.0
+    assert not any(name.startswith("tokenizer") for name in carried)
+
+
+PLANNING = """
+import sys
+from pathlib import Path
+from fastsd_lib.core.tensor_file import read_tensor_file
+from fastsd_lib.formats.transformer_files import plan_import
+configs, parts = plan_import(read_tensor_file(Path(sys.argv[1])))
+heavy = [name for name in ("torch", "diffusers", "numpy", "safetensors") if name in sys.modules]
+peak = next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+print(len(parts["transformer"]), sum(one.size_bytes for one in parts["transformer"]), peak, *heavy)
+for one in parts["transformer"]:
+    print(one.name, *one.shape)
+"""
+
+
+def test_planning_24_gigabytes_takes_64_megabytes_and_no_torch(tmp_path):
+    """A file of full-size Flux dev that is all hole: its header alone is there."""
+    config = json.loads(bundled_configs("flux-dev")["transformer/config.json"])
+    with torch.device("meta"):
+        shapes = {name: tuple(one.shape) for name, one in whole("flux", config).state_dict().items()}
+    rows = flux_table(config).rows
+    tensors = [
+        NewTensor(theirs, "BF16", (sum(shapes[one][0] for one in ours), *shapes[ours[0]][1:]), lambda: ())
+        for theirs, ours in rows.items()
+    ]
+    header = header_bytes(tensors, {})
+    path = tmp_path / "flux1-dev.safetensors"
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(one.size_bytes for one in tensors))
+    assert path.stat().st_size > 23.8e9
+    try:
+        told = subprocess.run(
+            [sys.executable, "-c", PLANNING, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout.splitlines()
+    finally:
+        path.unlink()
+    count, size, peak_kib, *heavy = told[0].split()
+    assert heavy == []
+    assert int(peak_kib) < 64 * 1000
+    assert int(count) == len(shapes) and int(size) == sum(2 * int(np.prod(s)) for s in shapes.values())
+    assert {line.split()[0]: tuple(map(int, line.split()[1:])) for line in told[1:]} == shapes
+
+
+def test_a_header_of_many_tensors_is_answered_soon(tmp_path):
+    names = [f"double_blocks.0.img_attn.x{n}" for n in range(100_000)]
+    header = {name: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for name in names}
+    text = json.dumps(header).encode()
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(UserError, match=r"holds no img_in\.weight"):
+        plan_import(read_tensor_file(path))
