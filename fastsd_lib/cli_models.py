@@ -97,13 +97,17 @@ def _identify(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if rows[0].problem:
         raise UserError(rows[0].complaint, fix=rows[0].fix)
-    value = _facts(rows[0])
-    show(
-        options,
-        value,
-        [f"{key}: {_readable(key, item)}" for key, item in value.items() if item not in ("", False, 0)],
-    )
+    value = _all_facts(rows[0].path)
+    show(options, value, [f"{key}: {text}" for key, item in value.items() if (text := _readable(key, item))])
     return 0
+
+
+def _all_facts(path: Path) -> dict[str, Any]:
+    from fastsd_lib.models.identify import describe
+
+    found = describe(path)
+    facts = {**dataclasses.asdict(found), "needs": found.needs}
+    return {"path": str(facts.pop("path")), **facts.pop("kind"), **facts}
 
 
 def _tell(options: argparse.Namespace, rows: list[ModelRow], none: str) -> None:
@@ -123,9 +127,16 @@ def _facts(row: ModelRow) -> dict[str, Any]:
 
 
 def _readable(key: str, item: Any) -> str:
-    if key == "size_bytes":
-        return f"{item:,} bytes"
-    return "yes" if item is True else escaped(str(item))
+    """For people; "" for what is not known, or does not concern them."""
+    if key == "dtypes":
+        return ", ".join(f"{name} ({size_words(size)})" for name, size in item.items())
+    if key == "metadata":
+        return f"{len(item)} entries (--json shows them)" if item else ""
+    if isinstance(item, (tuple, list)):
+        return escaped(", ".join(map(str, item)))
+    if isinstance(item, bool) or not item:
+        return "yes" if item else ""
+    return f"{item:,}" if isinstance(item, int) else escaped(str(item))
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
@@ -140,7 +151,8 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
         sha256=not options.no_hash,
         report=console_progress(options),
     )
-    show(options, {**dataclasses.asdict(made), "path": str(made.path)}, [str(made.path)])
+    notes = [escaped(note) for note in made.notes]
+    show(options, {**dataclasses.asdict(made), "path": str(made.path)}, [str(made.path), *notes])
     return 0
 
 
@@ -219,8 +231,25 @@ def _download(options: argparse.Namespace, rest: list[str]) -> int:
     made = models.download(
         options.models, options.root, kind=options.kind, folder=options.to, report=console_progress(options)
     )
-    show(options, [{"path": str(one.path)} for one in made], [str(one.path) for one in made])
+    value = [
+        {
+            "path": str(one.path),
+            "kind": one.description.kind.kind,
+            "family": one.description.kind.family,
+            "layout": one.description.layout,
+            "there_already": one.there_already,
+            "notes": one.notes,
+        }
+        for one in made
+    ]
+    lines = [line for one in made for line in (str(one.path), *map(escaped, one.notes))]
+    show(options, _one_or_all(value), lines)
     return 0
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """For --json: of one that was asked for itself, of several the list."""
+    return values[0] if len(values) == 1 else values
 
 
 def _verify(options: argparse.Namespace, rest: list[str]) -> int:
@@ -230,7 +259,8 @@ def _verify(options: argparse.Namespace, rest: list[str]) -> int:
         )
     found = models.verify(options.files, options.sha256, console_progress(options))
     lines = [f"{escaped(str(one.path))}: {'; '.join(map(escaped, one.problems)) or 'whole'}" for one in found]
-    show(options, [{**dataclasses.asdict(one), "path": str(one.path)} for one in found], lines)
+    value = [{**dataclasses.asdict(one), "path": str(one.path)} for one in found]
+    show(options, _one_or_all(value), lines)
     bad = [one for one in found if one.problems]
     if bad:
         raise UserError(f"{len(bad)} of {len(found)} files are not whole.", fix="download them again.")

@@ -78,6 +78,8 @@ def facts_of_row(row: ModelRow) -> dict[str, str]:
     facts = {
         "Kind": row.sort,
         "For": row.base,
+        "Needs": row.needs,
+        "Trigger words": ", ".join(row.trigger_words),
         "Prediction": row.prediction,
         "Tensor names": row.naming,
         "Weights": f"{row.dtype}, {row.tensors:,} tensors" if row.tensors else "",

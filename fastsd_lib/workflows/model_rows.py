@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+LORA_FOLDERS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _UNFINISHED = re.compile(r"\.part$|^\..*\.partial(\.\w+)?$")
 #: Kinds whose variant is the base model's: inpainting, dev ...
 _MODELS = ("checkpoint", "unet", "transformer")
@@ -46,6 +47,9 @@ class ModelRow:
     tensors: int = 0
     size_bytes: int = 0
     title: str = ""
+    fits: tuple[str, ...] = ()  # all families that it can be used with
+    needs: str = ""  # what must come from elsewhere before it can draw, in words
+    trigger_words: tuple[str, ...] = ()
     problem: str = ""  # why it cannot be used; "" when nothing is seen
     fix: str = ""
 
@@ -59,6 +63,8 @@ class ModelRow:
     @property
     def base(self) -> str:
         """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where that is not known."""
+        if not self.family:
+            return ", ".join(map(base_words, self.fits))
         return base_words(self.family, self.variant if self.kind in _MODELS else "")
 
     @property
@@ -86,6 +92,12 @@ def size_words(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
+def is_model(names: Collection[str]) -> bool:
+    """Whether a folder with these names in it is one model: a Diffusers pipeline, a part of one, or a LoRA of peft's."""
+    part = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    return "model_index.json" in names or part or not {*LORA_FOLDERS}.isdisjoint(names)
+
+
 def row_of(path: Path) -> ModelRow:
     """One file or model folder; whatever is wrong with it is its `problem`, never an exception."""
     from fastsd_lib.models.identify import describe
@@ -110,6 +122,9 @@ def row_of(path: Path) -> ModelRow:
         found.tensors,
         found.size_bytes,
         found.title,
+        kind.fits,
+        found.needs,
+        found.trigger_words,
     )
 
 
@@ -164,7 +179,7 @@ class _Walk:
                 yield ModelRow(folder, problem=f"this folder cannot be read: {error.strerror or error}")
                 continue
             names = {entry.name for entry in entries}
-            if "model_index.json" in names:
+            if is_model(names):
                 yield folder
                 continue
             below = []

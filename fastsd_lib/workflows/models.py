@@ -6,6 +6,7 @@ One function for each question of notebooks/models.ipynb and of `fastsd identify
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import escaped
-from fastsd_lib.workflows.model_rows import ModelRow, lying_there, row_of
+from fastsd_lib.workflows.model_rows import ModelRow, is_model, lying_there, row_of
 
 if TYPE_CHECKING:
     from fastsd_lib.models.controls import KnownControl
@@ -42,7 +43,7 @@ def identify(paths: str | Path | Iterable[str | Path], report: Report = silent) 
 
 def is_searched(path: Path) -> bool:
     """Whether `path` is a folder with models in it, not a model itself."""
-    return path.is_dir() and not any((path / name).is_file() for name in ("model_index.json", "config.json"))
+    return path.is_dir() and not is_model(os.listdir(path))
 
 
 def convert(
