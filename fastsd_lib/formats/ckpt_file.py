@@ -1,40 +1,65 @@
-"""Pickled PyTorch checkpoints (.ckpt) as safetensors: a copy is made once, and everything else reads the copy."""
+"""Pickled PyTorch checkpoints (.ckpt) read where they lie, and as a safetensors copy for loaders that map their files.
+
+Nothing is executed and PyTorch is not needed: `core/pickle_header.py` tells where the numbers of each tensor are.
+"""
 
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import CHUNK_BYTES, atomic_path, fingerprint, plain_disk_errors
-from fastsd_lib.core.pickle_header import PickleHeader, read_pickle_header
+from fastsd_lib.core.files import atomic_path, fingerprint, plain_disk_errors
+from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.tensor_file import NewTensor, write_tensor_file
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file, write_tensor_file
+from fastsd_lib.formats.casting import FLOATS, to_float32
 from fastsd_lib.formats.configs import METADATA_KEY
 
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
-    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-_SCANNED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+@dataclass(frozen=True)
+class CheckpointFile(TensorFile):
+    """A .ckpt as if it were a safetensors file: tensors that lie in a row have their places in it, the others
+    (transposed or strided views) come by `chunks` alone.
+    """
+
+    header: PickleHeader
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return self.header.chunks(name)
+
+
+def open_weights(path: Path) -> TensorFile:
+    """A file of weights of either kind, read in place; nothing is copied, whatever its size.
+
+    UserError for files that are damaged, hostile or no weights.
+    """
+    return open_checkpoint(path) if is_pickled(path) else read_tensor_file(path)
+
+
+def open_checkpoint(path: Path) -> CheckpointFile:
+    """The weights of a .ckpt, its texts as metadata; UserError also for one that was compressed afterwards."""
+    header = read_pickle_header(path)
+    if header.compressed:
+        raise UserError(
+            f"{path} was packed anew by another program than PyTorch.",
+            fix="take the original file, or the model's .safetensors file.",
+        )
+    return CheckpointFile(path, header.tensors, header.metadata, header)
 
 
 def safetensors_copy(path: Path, cache: Path | None = None, report: Report = silent) -> Path:
     """The weights of the checkpoint `path` as a .safetensors file in the folder `cache`; written once.
 
-    Only plain weights are taken: a pickle that asks for anything else is refused before it is opened, and PyTorch
-    opens it with `weights_only=True` besides. Tensors are read one at a time from where they lie, so memory stays
-    small. UserError for files that are damaged, hostile, hold numbers that are none, or do not fit on the disk.
+    Only plain weights are taken: a pickle that asks for anything else is refused. Tensors are read one at a time from
+    where they lie, so memory stays small. UserError for files that are damaged, hostile, hold numbers that are none,
+    or do not fit on the disk.
     """
-    header = read_pickle_header(path)
+    file = open_checkpoint(path)
     cache = cache or copies_folder()
     stat = path.stat()
     made_of = fingerprint([str(path.resolve())])
@@ -43,16 +68,13 @@ def safetensors_copy(path: Path, cache: Path | None = None, report: Report = sil
         return copy
     with plain_disk_errors(f"copy {path.name}"):
         _require_space(path, cache, stat.st_size)
-        tensors = _weights(path, header)
-        total = len(tensors)
+        total = len(file.tensors)
         planned = [
-            NewTensor(
-                name, DTYPES[one.dtype], tuple(one.shape), partial(_chunks, path, name, one, report, n, total)
-            )
-            for n, (name, one) in enumerate(tensors.items())
+            NewTensor(name, one.dtype, one.shape, partial(_numbers, file, name, report, n, total))
+            for n, (name, one) in enumerate(file.tensors.items())
         ]
         with atomic_path(copy) as scratch:
-            kept = {METADATA_KEY: header.metadata[METADATA_KEY]} if METADATA_KEY in header.metadata else {}
+            kept = {METADATA_KEY: file.metadata[METADATA_KEY]} if METADATA_KEY in file.metadata else {}
             write_tensor_file(scratch, planned, {"format": "pt", **kept})
     report(ProgressEvent(f"reading {path.name}", total, total))
     for older in cache.glob(f"{made_of}-*.safetensors"):  # of the same file, before it changed
@@ -65,51 +87,22 @@ def copies_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastsd" / "checkpoints"
 
 
-def _weights(path: Path, header: PickleHeader) -> dict[str, torch.Tensor]:
-    """The tensors by name, mapped from the file where its format allows it."""
-    if header.compressed:
-        raise UserError(
-            f"{path} was packed anew by another program than PyTorch.",
-            fix="take the original file, or the model's .safetensors file.",
-        )
-    with path.open("rb") as handle:
-        can_be_mapped = handle.read(2) == b"PK"
-    try:
-        value: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=can_be_mapped)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError):
-        # What PyTorch says here advises to switch its protection off.
-        raise UserError(
-            f"{path} is not a whole PyTorch checkpoint: its weights cannot be read.",
-            fix="download or copy it again.",
-        ) from None
-    inner = value.get("state_dict", value)
-    tensors = {name: inner.get(name) for name in header.tensors}
-    for name, tensor in tensors.items():
-        if (
-            not isinstance(tensor, torch.Tensor)
-            or tensor.dtype not in DTYPES
-            or tensor.layout != torch.strided
-        ):
-            raise UserError(
-                f"{path} stores {name} in a way that models do not ({getattr(tensor, 'dtype', 'no tensor')}).",
-                fix="take the model's .safetensors file.",
-            )
-    return tensors
+def _numbers(file: TensorFile, name: str, report: Report, number: int, total: int) -> Iterator[bytes]:
+    """The bytes of a tensor, if they are numbers all."""
+    import numpy as np
 
-
-def _chunks(
-    path: Path, name: str, tensor: torch.Tensor, report: Report, number: int, total: int
-) -> Iterator[memoryview]:
-    report(ProgressEvent(f"reading {path.name}", number, total))
-    flat = tensor.detach().reshape(-1).contiguous()
-    if tensor.dtype in _SCANNED and not torch.isfinite(flat).all():
-        raise UserError(
-            f"{path} holds values that are no numbers (in {name}): its training had gone wrong.",
-            fix="take an earlier checkpoint.",
-        )
-    data = memoryview(flat.view(torch.uint8).numpy())
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+    report(ProgressEvent(f"reading {file.path.name}", number, total))
+    dtype = file.tensors[name].dtype
+    for chunk in file.chunks(name):
+        if dtype in FLOATS or dtype == "F64":
+            raw = np.frombuffer(chunk, np.uint8)
+            values = raw.view("<f8") if dtype == "F64" else to_float32(raw, dtype)
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"{file.path} holds values that are no numbers (in {name}): its training had gone wrong.",
+                    fix="take an earlier checkpoint.",
+                )
+        yield chunk
 
 
 def _require_space(path: Path, cache: Path, needed_bytes: int) -> None:

@@ -1,16 +1,45 @@
-"""Whole models from one layout to another: Diffusers folder, .safetensors, .ckpt, in every direction."""
+"""Whole models from one layout to another: Diffusers folder, .safetensors, .ckpt, in every direction.
+
+First a plan of the whole (`plans.py`, `transformer_files.py`), made of headers alone, then one writing of it: streamed,
+read back, and under its name only when it is whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import write_text
+from fastsd_lib.core.model_files import Family, ModelFiles
 from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.tensor_file import TensorFile
+from fastsd_lib.formats import model_source
+from fastsd_lib.formats.ckpt_file import open_weights
+from fastsd_lib.formats.configs import METADATA_KEY, family_of, pack
+from fastsd_lib.formats.derived_configs import SCHEDULER
+from fastsd_lib.formats.key_maps import single_file_kind
+from fastsd_lib.formats.known_configs import is_stock
+from fastsd_lib.formats.model_source import Source, file_configs, names_to_take
+from fastsd_lib.formats.model_writing import is_file_name, write_file, write_folder
+from fastsd_lib.formats.modelspec import (
+    HASHES,
+    PREFIX,
+    Facts,
+    as_text,
+    file_facts,
+    modelspec,
+    needs_yaml,
+    velocity_yaml,
+)  # fmt: skip
+from fastsd_lib.formats.plans import folder_plan, mark, new_tensor, repacked_plan, single_file_plan
+from fastsd_lib.formats.vocabulary import missing_tokenizers
+from fastsd_lib.formats.weights import MARKS
 
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt")
+TRANSFORMER_MARKS = ("double_blocks.0.", "single_transformer_blocks.0.", "joint_blocks.0.")
 
 
 @dataclass(frozen=True)
@@ -38,13 +67,149 @@ def convert_model(
 ) -> ConvertedModel:
     """Write the whole model `source` as `target`: a single file by its suffix, else a Diffusers folder.
 
-    UserError for what cannot be expressed there; nothing is left under the name of `target` then.
+    Of SD 1.x, 2.x, SDXL, SD3 and Flux. UserError for what cannot be expressed there; nothing is left under the name of
+    `target` then.
     """
-    from fastsd_lib.formats.single_file import export_single_file, import_single_file
-
+    if (source / "transformer" / "config.json").is_file():
+        return _transformer_folder(source, target, choices, report)
     if source.is_dir():
-        model = ModelFiles("sd1", "diffusers", source)
-        made = export_single_file(model, target, choices.dtype, choices.metadata, report)
+        opened = model_source.open_folder(source)
     else:
-        made = import_single_file(source, target, choices.config_from, report)
-    return ConvertedModel(made.family, made.layout, made.path)
+        file = open_weights(source)
+        if any(mark in name for name in file.tensors for mark in TRANSFORMER_MARKS):
+            return _transformer_file(file, target, choices, report)
+        if is_file_name(target):
+            return _repack(file, target, choices, report)
+        opened = model_source.open_file(file, choices.config_from, choices.ema)
+    if choices.vae:
+        opened = model_source.with_vae(opened, choices.vae)
+    if is_file_name(target):
+        return _to_file(opened, target, choices, report)
+    return _to_folder(opened, target, choices, report)
+
+
+# ------------------------------------------------------------------ SD 1.x, 2.x, SDXL
+
+
+def _to_file(source: Source, target: Path, choices: ConversionChoices, report: Report) -> ConvertedModel:
+    tensors = single_file_plan(source.kind, source.configs, source.parts, source.extras, choices.dtype)
+    scheduler = json.loads(source.configs.get(SCHEDULER, "{}"))
+    if scheduler.get("prediction_type") == "v_prediction":
+        zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+        if zero_snr or source.kind.startswith("sdxl"):
+            tensors += [mark(name) for name in MARKS[: 1 + zero_snr]]
+    header = modelspec(target.stem, Facts.of(source.kind, source.configs))
+    if not is_stock(source.configs, source.kind):
+        header[METADATA_KEY] = pack(source.configs)
+    header |= as_text(choices.metadata)
+    write_file(target, tensors, header, report, choices.sha256)
+    notes = _yaml_beside(target, source.kind, source.configs)
+    return ConvertedModel(family_of(source.configs), "single_file", target, (*source.notes, *notes))
+
+
+def _to_folder(source: Source, target: Path, choices: ConversionChoices, report: Report) -> ConvertedModel:
+    planned = folder_plan(source.parts, choices.dtype)
+    extras = [new_tensor(name, (weight,), choices.dtype) for name, weight in source.extras.items()]
+    write_folder(target, source.configs, planned, extras, report)
+    notes = (*source.notes, *_missing(source.configs, target))
+    return ConvertedModel(family_of(source.configs), "diffusers", target, notes)
+
+
+def _repack(file: TensorFile, target: Path, choices: ConversionChoices, report: Report) -> ConvertedModel:
+    """Single file to single file: .ckpt or .safetensors, another dtype, averaged weights, another VAE."""
+    kind = single_file_kind(file.tensors)
+    names, notes = names_to_take(file, choices.ema)
+    vae = None
+    if choices.vae:
+        own = model_source.own_vae(file, kind)
+        vae, told = model_source.other_vae(choices.vae, own, kind)
+        notes += told
+    tensors = repacked_plan(file, names, choices.dtype, vae)
+    facts = file_facts(file, kind)
+    kept = {key: value for key, value in file.metadata.items() if key not in HASHES}
+    header = modelspec(target.stem, facts) | kept | as_text(choices.metadata)
+    write_file(target, tensors, header, report, choices.sha256)
+    if needs_yaml(kind, facts.channels, facts.prediction):
+        notes += _yaml_beside(target, kind, file_configs(file, choices.config_from))
+    family = "sdxl" if kind.startswith("sdxl") else kind
+    return ConvertedModel(cast(Family, family), "single_file", target, notes)
+
+
+def _yaml_beside(target: Path, kind: str, configs: Mapping[str, str]) -> tuple[str, ...]:
+    """Write the .yaml that A1111 needs for a model that predicts velocity; the note that it is there."""
+    channels = json.loads(configs["unet/config.json"]).get("in_channels", 4)
+    prediction = json.loads(configs.get(SCHEDULER, "{}")).get("prediction_type", "epsilon")
+    if not needs_yaml(kind, channels, prediction):
+        return ()
+    beside = target.with_suffix(".yaml")
+    write_text(beside, velocity_yaml(kind, configs))
+    return (
+        f"{beside.name} beside it tells A1111 and Forge that it predicts velocity: keep the two together.",
+    )
+
+
+def _missing(configs: Mapping[str, str], target: Path) -> tuple[str, ...]:
+    """What a new folder lacks, and how to add it."""
+    notes = []
+    index = json.loads(configs.get("model_index.json", "{}"))
+    if (index.get("depth_estimator") or [None])[0]:
+        notes.append(
+            f"{target} lacks depth_estimator/ and feature_extractor/, which diffusers wants for depth models: copy "
+            "them from stable-diffusion-2-depth."
+        )
+    if missing := missing_tokenizers(configs):
+        folders = " and ".join(f"{name}/" for name in missing)
+        notes.append(
+            f"{target} lacks {folders}: the file holds none, and none was found on this machine. Convert again with "
+            "--config-from FOLDER (any Stable Diffusion 1.5 folder), or copy its tokenizer/ there."
+        )
+    return tuple(notes)
+
+
+# ------------------------------------------------------------------ SD3, Flux
+
+
+def _transformer_folder(
+    source: Path, target: Path, choices: ConversionChoices, report: Report
+) -> ConvertedModel:
+    from fastsd_lib.formats.transformer_files import plan_export
+
+    _refuse_for_transformers(source, choices)
+    if not is_file_name(target):
+        raise UserError(
+            f"{source} is a Diffusers folder already.",
+            fix=f"write to {target.name}.safetensors or {target.name}.ckpt.",
+        )
+    tensors, header = plan_export(source, choices.dtype)
+    header = header | {f"{PREFIX}title": target.stem} | as_text(choices.metadata)
+    write_file(target, tensors, header, report, choices.sha256)
+    return ConvertedModel(_transformer_family(tensor.name for tensor in tensors), "single_file", target)
+
+
+def _transformer_file(
+    file: TensorFile, target: Path, choices: ConversionChoices, report: Report
+) -> ConvertedModel:
+    from fastsd_lib.formats.transformer_files import import_notes, plan_import
+
+    _refuse_for_transformers(file.path, choices)
+    family = _transformer_family(file.tensors)
+    if is_file_name(target):
+        tensors = repacked_plan(file, {name: name for name in file.tensors}, choices.dtype)
+        kept = {key: value for key, value in file.metadata.items() if key not in HASHES}
+        write_file(target, tensors, kept | as_text(choices.metadata), report, choices.sha256)
+        return ConvertedModel(family, "single_file", target)
+    configs, parts = plan_import(file, choices.dtype)
+    write_folder(target, configs, parts, [], report)
+    return ConvertedModel(family, "diffusers", target, import_notes(configs, parts))
+
+
+def _transformer_family(names: Iterable[str]) -> Family:
+    return "sd3" if any("joint_blocks.0." in name for name in names) else "flux"
+
+
+def _refuse_for_transformers(source: Path, choices: ConversionChoices) -> None:
+    if choices.vae or choices.ema == "use":
+        what = "another VAE" if choices.vae else "averaged weights"
+        raise UserError(
+            f"{source} is an SD3 or Flux model: {what} cannot be put into it here.", fix="convert it without."
+        )

@@ -13,26 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.tensor_file import Tensor, TensorFile
+from fastsd_lib.core.tensor_file import TensorFile
+from fastsd_lib.formats.casting import to_float32
 from fastsd_lib.formats.configs import TOKENIZER_FILES, family_of
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES, single_file_kind
+from fastsd_lib.formats.known_configs import NAMES, VELOCITY, bundled, inner_tensors, known_name, modern_names
 from fastsd_lib.formats.shapes import text_config, unet_config, vae_config
 
-LATENT_SCALES = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sdxl_refiner": 0.13025}
-SIDES = {"sd2": 64, "sd2_v": 96, "sdxl": 128, "sdxl_refiner": 128}  # latents of the size trained for
-SCHEDULE = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+FIRST = BODY_PREFIXES["unet"] + "input_blocks.0.0.weight"
+SCHEDULER = "scheduler/scheduler_config.json"
 # SD 2.x: the spread of these numbers is above 0.09 in models that predict velocity (a finding of ComfyUI's).
 TELLING_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 VELOCITY_SPREAD = 0.09
@@ -48,30 +38,37 @@ class Prediction:
 
 
 def fit_configs(
-    file: TensorFile, lent: Mapping[str, str], lender: Path, named: Path | None = None
+    file: TensorFile, lent: Mapping[str, str], lender: Path | None, named: Path | None = None
 ) -> dict[str, str]:
-    """Configs for a bare single file, with the help of another pipeline's.
+    """Configs for a bare single file, with the help of another pipeline's, or alone (`lent` empty: no tokenizer).
 
-    A lender of the same family lends them all; any other lends its vocabulary, and the shapes are read from the
-    tensors. What the file says itself goes first: the U-Net's input channels (inpainting models have 9), and the
-    prediction type. `named`: the file that the user named, when `file` is a copy of it. UserError when the shapes
-    cannot be read or the vocabulary is another one.
+    A lender of the same family lends them all; any other lends its vocabulary. The rest is what was published with
+    such a file, or follows from the shapes of its tensors. What the file says itself goes first: the U-Net's input
+    channels (inpainting models have 9), and the prediction type. `named`: the file that the user named, when `file`
+    is a copy of it. UserError when the shapes cannot be read or the vocabulary is another one.
     """
     kind = single_file_kind(file.tensors)
     family = "sdxl" if kind.startswith("sdxl") else kind
     prediction = said_prediction(file, named or file.path)
     text_part = next(iter(TEXT_PREFIXES[kind]))
-    lends_all = family_of(lent) == family and f"{text_part}/config.json" in lent
-    configs = (
-        dict(lent) if lends_all else _derived(file, kind, lent, lender, prediction or _guessed(file, kind))
-    )
+    lends_all = f"{text_part}/config.json" in lent and family_of(lent) == family
+    if not lends_all:
+        return _derived(file, kind, lent, lender, prediction or guessed_prediction(file, kind))
+    configs = dict(lent)
     unet = json.loads(configs["unet/config.json"])
-    first = file.tensors.get(BODY_PREFIXES["unet"] + "input_blocks.0.0.weight")
-    if first and len(first.shape) == 4 and first.shape[1] != unet.get("in_channels", 4):
-        configs["unet/config.json"] = json.dumps(unet | {"in_channels": first.shape[1]}, indent=2)
-    if prediction and lends_all:
-        scheduler = json.loads(configs.get("scheduler/scheduler_config.json", json.dumps(SCHEDULE)))
-        configs["scheduler/scheduler_config.json"] = json.dumps(scheduler | _said(prediction), indent=2)
+    channels = unet_channels(file)
+    if channels != unet.get("in_channels", 4):
+        configs["unet/config.json"] = json.dumps(unet | {"in_channels": channels}, indent=2)
+        index = json.loads(configs.get("model_index.json", "{}"))
+        if (kind, channels) in NAMES:  # another pipeline draws with it
+            published = bundled(NAMES[kind, channels])["model_index.json"]
+            index["_class_name"] = published["_class_name"]
+            configs["model_index.json"] = json.dumps(index, indent=2)
+    if prediction:
+        scheduler = (
+            json.loads(configs[SCHEDULER]) if SCHEDULER in configs else _base(kind, 4, False)[SCHEDULER]
+        )
+        configs[SCHEDULER] = json.dumps(scheduler | _said(prediction), indent=2)
     return configs
 
 
@@ -91,14 +88,15 @@ def said_prediction(file: TensorFile, named: Path) -> Prediction | None:
     return None
 
 
-def _guessed(file: TensorFile, kind: str) -> Prediction:
+def guessed_prediction(file: TensorFile, kind: str) -> Prediction:
     """Only SD 2.x leaves a doubt: all other families predict noise unless they are marked."""
     if kind != "sd2":
         return Prediction("epsilon")
     bias = file.tensors.get(TELLING_BIAS)
-    first = file.tensors.get(BODY_PREFIXES["unet"] + "input_blocks.0.0.weight")
-    if bias and first and first.shape[1] == 4 and bias.dtype in ("F16", "F32"):
-        numbers = np.frombuffer(b"".join(file.chunks(TELLING_BIAS)), "<f2" if bias.dtype == "F16" else "<f4")
+    if bias and unet_channels(file) == 4 and bias.dtype in ("F16", "BF16", "F32"):
+        import numpy as np
+
+        numbers = to_float32(np.frombuffer(b"".join(file.chunks(TELLING_BIAS)), np.uint8), bias.dtype)
         return Prediction(
             "v_prediction" if numbers.astype(np.float64).std() > VELOCITY_SPREAD else "epsilon", guessed=True
         )
@@ -113,40 +111,56 @@ def _said(prediction: Prediction) -> dict[str, Any]:
 
 
 def _derived(
-    file: TensorFile, kind: str, lent: Mapping[str, str], lender: Path, prediction: Prediction
+    file: TensorFile, kind: str, lent: Mapping[str, str], lender: Path | None, prediction: Prediction
 ) -> dict[str, str]:
-    if kind == "sd1":
-        raise UserError(
-            f"{file.path} is an SD 1.x model, and {lender} lends the configs of another family.",
-            fix="name a Diffusers folder of an SD 1.x model.",
-        )
-    side = SIDES["sd2_v" if kind == "sd2" and prediction.kind == "v_prediction" else kind]
-    unet = unet_config(_inner(file, BODY_PREFIXES["unet"]), file.path)
-    vae = vae_config(_inner(file, BODY_PREFIXES["vae"]), file.path) | {"scaling_factor": LATENT_SCALES[kind]}
-    configs: dict[str, Any] = {
-        "model_index.json": _model_index(kind),
-        "unet/config.json": unet | {"sample_size": side},
-        "vae/config.json": vae | ({"force_upcast": True} if kind.startswith("sdxl") else {}),
-        "scheduler/scheduler_config.json": SCHEDULE | _said(prediction),
-    }
-    texts: dict[str, str] = {}
+    velocity = prediction.kind == "v_prediction"
+    configs = _base(kind, unet_channels(file), velocity)
+    if known_name(file, kind, velocity) is None:
+        if kind == "sd1":
+            raise UserError(
+                f"{file.path} holds weights only, no configs, and they are of no published SD 1.x model's shape.",
+                fix="name a Diffusers folder of the very same shape to take its configs from (--config-from).",
+            )
+        _reshape(configs, file, kind)
+    configs[SCHEDULER] |= _said(prediction)
+    texts = {name: json.dumps(value, indent=2) for name, value in configs.items()}
+    for part in TEXT_PREFIXES[kind] if lender else ():
+        config = configs[f"{part}/config.json"]
+        folder = "tokenizer" + part.removeprefix("text_encoder")
+        texts |= _vocabulary(lent, str(lender), folder, config["hidden_act"] == "gelu", config)
+    return texts
+
+
+def _base(kind: str, channels: int, velocity: bool) -> dict[str, Any]:
+    """What was published with the nearest model."""
+    name = NAMES.get((kind, channels), NAMES[kind, 4])
+    return bundled(VELOCITY.get(name, name) if velocity else name)
+
+
+def _reshape(configs: dict[str, Any], file: TensorFile, kind: str) -> None:
+    """Replace what the shapes tell otherwise; the scale of the latents and the schedule stay the family's."""
+    unet = unet_config(inner_tensors(file, BODY_PREFIXES["unet"]), file.path)
+    vae = vae_config(inner_tensors(file, BODY_PREFIXES["vae"]), file.path)
+    sizes = {part: {"sample_size": configs[f"{part}/config.json"]["sample_size"]} for part in ("unet", "vae")}
+    kept = ("scaling_factor", "force_upcast")
+    known_vae = {key: one for key, one in configs["vae/config.json"].items() if key in kept}
+    configs["unet/config.json"] = unet | sizes["unet"]
+    configs["vae/config.json"] = vae | known_vae | sizes["vae"]
     for part, prefix in TEXT_PREFIXES[kind].items():
-        config = text_config(_inner(file, prefix), file.path)
+        config = text_config(modern_names(inner_tensors(file, prefix)), file.path)
         if kind == "sd2" and config["num_hidden_layers"] == 24:
             config["num_hidden_layers"] = 23  # the last layer is never read
         configs[f"{part}/config.json"] = config
-        texts |= _vocabulary(
-            lent,
-            lender,
-            "tokenizer" + part.removeprefix("text_encoder"),
-            config["hidden_act"] == "gelu",
-            config,
-        )
-    return {name: json.dumps(value, indent=2) for name, value in configs.items()} | texts
+
+
+def unet_channels(file: TensorFile) -> int:
+    """What the U-Net of a single file is shown: 4 latents, and what inpainting and editing add."""
+    first = file.tensors.get(FIRST)
+    return first.shape[1] if first and len(first.shape) == 4 else 4
 
 
 def _vocabulary(
-    lent: Mapping[str, str], lender: Path, folder: str, pads_with_zero: bool, config: Mapping[str, Any]
+    lent: Mapping[str, str], lender: str, folder: str, pads_with_zero: bool, config: Mapping[str, Any]
 ) -> dict[str, str]:
     """The lender's tokenizer as `folder`; all these families share CLIP's vocabulary, but OpenCLIP fills up with "!"."""
     words = json.loads(lent["tokenizer/vocab.json"]) if "tokenizer/vocab.json" in lent else None
@@ -163,31 +177,3 @@ def _vocabulary(
         if text:
             texts[f"{folder}/{name}"] = text
     return texts
-
-
-def _model_index(kind: str) -> dict[str, Any]:
-    """The parts of the pipeline for diffusers, and SDXL's two choices."""
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    if kind == "sd2":
-        return index | {"feature_extractor": [None, None], "safety_checker": [None, None]}
-    refines = kind == "sdxl_refiner"
-    index |= {
-        "_class_name": "StableDiffusionXLImg2ImgPipeline" if refines else "StableDiffusionXLPipeline",
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "force_zeros_for_empty_prompt": not refines,
-    }
-    if refines:
-        index |= {"text_encoder": [None, None], "tokenizer": [None, None], "requires_aesthetics_score": True}
-    return index
-
-
-def _inner(file: TensorFile, prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: t for name, t in file.tensors.items() if name.startswith(prefix)}

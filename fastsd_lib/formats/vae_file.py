@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, rename, vae_table
-from fastsd_lib.formats.parts import Parts, module_of
 from fastsd_lib.formats.shapes import vae_config
 from fastsd_lib.formats.single_file import open_single_file
 from fastsd_lib.formats.weights import Weight, Weights, check_complete, modern_name, part_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastsd_lib.formats.parts import Parts
 
 
 def load_vae(path: Path, like: Parts) -> torch.nn.Module:
@@ -24,6 +27,8 @@ def load_vae(path: Path, like: Parts) -> torch.nn.Module:
     diffusers, or a Diffusers folder of a VAE or of a pipeline. Its latents are scaled as the model was trained
     with. UserError for what is no VAE, and for one whose latents are not the model's.
     """
+    from fastsd_lib.formats.parts import module_of  # torch loads here
+
     own = like.vae.config
     config, weights = read_vae(path)
     _refuse_others(config, own, path, like)
@@ -39,10 +44,13 @@ def load_vae(path: Path, like: Parts) -> torch.nn.Module:
     return module_of("vae", config, weights, place.device, place.dtype)
 
 
-def read_vae(path: Path) -> tuple[dict[str, Any], Weights]:
+def read_vae(
+    path: Path, open_file: Callable[[Path], TensorFile] = open_single_file
+) -> tuple[dict[str, Any], Weights]:
     """A VAE's config, as far as its shapes say it, and where its weights lie, under diffusers' names.
 
-    `path`: as in `load_vae`. UserError for what is no whole VAE.
+    `path`: as in `load_vae`. `open_file`: how a single file is opened; `ckpt_file.open_weights` makes no copy of a
+    .ckpt, whose weights can then be streamed but not mapped. UserError for what is no whole VAE.
     """
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
@@ -57,7 +65,7 @@ def read_vae(path: Path) -> tuple[dict[str, Any], Weights]:
             modern_name("vae", key): Weight(file, key, file.tensors[key].shape) for key, file in found.items()
         }
     else:
-        config, weights = _from_file(open_single_file(path), path)
+        config, weights = _from_file(open_file(path), path)
     check_complete(path, "vae", weights, vae_table(config))
     return config, weights
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
-from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, ByteRange, Tensor, TensorFile, read_tensor_file
+from fastsd_lib.core.tensor_file import TensorFile, read_tensor_file
+from fastsd_lib.core.text import escaped
 from fastsd_lib.formats.configs import family_of
 from fastsd_lib.formats.key_maps import (
     BODY_PREFIXES,
@@ -24,6 +25,8 @@ from fastsd_lib.formats.key_maps import (
     unet_table,
     vae_table,
 )
+from fastsd_lib.formats.open_clip import taken_apart
+from fastsd_lib.formats.stored_weight import Weight, Weights
 
 WEIGHT_NAMES = {
     "unet": "diffusion_pytorch_model",
@@ -31,60 +34,21 @@ WEIGHT_NAMES = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-# Training leftovers of original checkpoints, and the marks of SDXL files that predict velocity: no weights.
+EMA = "model_ema."  # averaged weights; the dots of their names are gone
+# The marks of SDXL files that predict velocity: empty tensors, which say what a folder's scheduler config says.
+MARKS = ("v_pred", "ztsnr")
+# Training leftovers of original checkpoints: schedules, counters, judges. They are numbers, but no weights.
 LEFTOVERS = (
-    "model_ema.",
-    "betas",
-    "alphas_cumprod",
-    "sqrt_",
-    "log_one_minus_",
-    "posterior_",
-    "logvar",
-    "lvlb_",
-    "denoiser.sigmas",
-    "v_pred",
-    "ztsnr",
-)
+    "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "lvlb_", "denoiser.sigmas",
+    "first_stage_model.loss.", "first_stage_model.model_ema.", "depth_model.",
+)  # fmt: skip
 # Tensors of a text encoder that no picture needs: buffers, and what only contrasts texts with pictures.
 TEXT_LEFTOVERS = ("position_ids", "logit_scale", "attn_mask")
+TEXT_PROJECTIONS = ("text_projection", "text_projection.weight")
+# Never cast: what counts or tabulates. (A model's depth estimator is a model in itself.)
+BUFFERS = (*(one for one in LEFTOVERS if one != "depth_model."), *MARKS, f"{EMA}decay", f"{EMA}num_updates")
+BUFFER_ENDS = ("position_ids", "attn_mask", "num_batches_tracked", "relative_position_index")
 FAMILY_LABELS = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner"}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor on disk. `shape` is the one diffusers wants, which a single file may store differently."""
-
-    file: TensorFile
-    key: str  # its name in that file
-    shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None  # of the stored tensor, where one holds several
-    transposed: bool = False  # the stored tensor has its two sides the other way round
-
-    @property
-    def stored(self) -> Tensor:
-        return self.file.tensors[self.key]
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes of the tensor as `shape` wants them, a mebibyte at a time; a transposed one all at once."""
-        if self.transposed:
-            yield _transposed(b"".join(self.file.chunks(self.key)), self.stored)
-            return
-        yield from self.range.chunks()
-
-    @property
-    def range(self) -> ByteRange:
-        """Where its bytes lie: all of the stored tensor, or the rows that are meant."""
-        stored = self.stored
-        if self.rows is None:
-            return ByteRange(self.file.path, stored.start, stored.end)
-        row_bytes = stored.size_bytes // max(stored.shape[0], 1)
-        first, last = self.rows
-        return ByteRange(self.file.path, stored.start + first * row_bytes, stored.start + last * row_bytes)
-
-
-# Diffusers' name of a tensor -> where it lies. CLIP's names always begin with "text_model.", as before
-# transformers 5.6, the version that leaves the word out on disk.
-Weights = dict[str, Weight]
 
 
 def key_tables(configs: Mapping[str, str]) -> dict[str, Table]:
@@ -118,6 +82,17 @@ def folder_weights(folder: Path, configs: Mapping[str, str]) -> dict[str, Weight
 
 def single_file_weights(file: TensorFile, configs: Mapping[str, str]) -> dict[str, Weights]:
     """The weights of a single file, part by part; UserError when they do not fit these configs."""
+    return sorted_out(file, configs)[0]
+
+
+def sorted_out(
+    file: TensorFile, configs: Mapping[str, str], names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Weights], Weights]:
+    """The weights of a single file, part by part, and what has no place in a folder, under the names of the file.
+
+    `names`: the name of each tensor to be taken -> its name in the file; without it, all as they are named but for
+    averaged weights. UserError when they do not fit these configs.
+    """
     kind = single_file_kind(file.tensors)
     prefixes = BODY_PREFIXES | TEXT_PREFIXES[kind]
     tables = {part: table for part, table in key_tables(configs).items() if part in prefixes}
@@ -127,39 +102,52 @@ def single_file_weights(file: TensorFile, configs: Mapping[str, str]) -> dict[st
         tables[part] = open_clip_table(layers, projects=part == "text_encoder_2")
     inverse = {part: {theirs: ours for ours, theirs in table.items()} for part, table in tables.items()}
     parts: dict[str, Weights] = {part: {} for part in tables}
+    extras: Weights = {}
     strangers = []
-    for key, tensor in file.tensors.items():
-        part = next((part for part, prefix in prefixes.items() if key.startswith(prefix)), None)
-        if _is_leftover(key, part, kind):
+    for name, key in (names or without_averages(file)).items():
+        weight = Weight(file, key, file.tensors[key].shape)
+        part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
+        if _is_leftover(name, part):
+            extras[name] = weight
             continue
-        inner = key[len(prefixes[part]) :] if part else key
+        inner = name[len(prefixes[part]) :] if part else name
         if part in ("text_encoder", "text_encoder_2") and part not in open_clip:
             inner = _with_text_model(inner)
-        pieces = _taken_apart(inner, Weight(file, key, tensor.shape)) if part in open_clip else None
-        for piece, weight in pieces or [(inner, Weight(file, key, tensor.shape))]:
-            name = rename(piece, inverse[part]) if part else None
-            if name is None:
-                strangers.append(key)
-                continue
-            # Single files store the VAE's attention projections as 1x1 convolutions.
-            if part == "vae" and ".attentions." in name and len(tensor.shape) == 4:
-                weight = replace(weight, shape=tensor.shape[:2])
-            parts[part][name] = weight
-    if kind == "sd2":
-        strangers = [key for key in strangers if not _is_unread_layer(key)]
+        for piece, one in taken_apart(inner, weight) if part in open_clip else [(inner, weight)]:
+            ours = rename(piece, inverse[part]) if part else None
+            if ours is not None and part is not None:
+                # Single files store the VAE's attention projections as 1x1 convolutions.
+                flat = part == "vae" and ".attentions." in ours and len(one.shape) == 4
+                parts[part][ours] = replace(one, shape=one.shape[:2]) if flat else one
+            elif kind == "sd2" and _is_unread_layer(name):
+                extras[name] = weight
+            else:
+                strangers.append(name)
     for part, found in parts.items():
         check_complete(file.path, part, found, tables[part])
     _refuse_strangers(file.path, strangers, FAMILY_LABELS[kind])
-    return parts
+    return parts, extras
 
 
-def _is_leftover(key: str, part: str | None, kind: str) -> bool:
+def without_averages(file: TensorFile) -> dict[str, str]:
+    """Every tensor but averaged weights and marks, by its own name."""
+    return {key: key for key in file.tensors if not key.startswith(EMA) and key not in MARKS}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a single file counts or tabulates something, and is not to be cast."""
+    return name.startswith(BUFFERS) or name.endswith(BUFFER_ENDS)
+
+
+def _is_leftover(name: str, part: str | None) -> bool:
+    if name.startswith(LEFTOVERS):
+        return True
     if part is None:
-        return key.startswith(LEFTOVERS) or key.endswith(TEXT_LEFTOVERS)
+        text = name.startswith(("cond_stage_model.", "conditioner."))
+        return name.endswith(TEXT_LEFTOVERS) or (text and name.endswith(TEXT_PROJECTIONS))
     if not part.startswith("text_encoder"):
         return False
-    projection = key.endswith(("text_projection", "text_projection.weight"))
-    return key.endswith(TEXT_LEFTOVERS) or (projection and part == "text_encoder")
+    return name.endswith(TEXT_LEFTOVERS) or (part == "text_encoder" and name.endswith(TEXT_PROJECTIONS))
 
 
 def _is_unread_layer(key: str) -> bool:
@@ -167,49 +155,22 @@ def _is_unread_layer(key: str) -> bool:
     return key.startswith(TEXT_PREFIXES["sd2"]["text_encoder"] + "transformer.resblocks.")
 
 
-def _taken_apart(inner: str, weight: Weight) -> list[tuple[str, Weight]]:
-    """An OpenCLIP tensor as the tensors that transformers' CLIP has, under module names."""
-    if "attn.in_proj_" in inner:
-        module, _, word = inner.rpartition("in_proj_")
-        third = weight.shape[0] // 3
-        return [
-            (
-                f"{module}{letter}_proj.{word}",
-                replace(
-                    weight,
-                    shape=(third, *weight.shape[1:]),
-                    rows=(number * third, number * third + third),
-                ),
-            )
-            for number, letter in enumerate("qkv")
-        ]
-    if inner == "positional_embedding":
-        return [("positional_embedding.weight", weight)]
-    if inner == "text_projection":
-        return [("text_projection.weight", replace(weight, shape=weight.shape[::-1], transposed=True))]
-    return [(inner, weight)]
-
-
-def _transposed(data: bytes, stored: Tensor) -> bytes:
-    import numpy as np
-
-    rows, columns = stored.shape
-    values = np.frombuffer(data, dtype=f"V{BYTES_PER_VALUE[stored.dtype]}").reshape(rows, columns)
-    return values.T.tobytes()
-
-
 def part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
-    """Tensor name -> file: the plain file, shards with an index, or the only variant (model.fp16...)."""
-    plain, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    """Tensor name -> file: the plain file, shards with an index, or the only variant (model.fp16...), plain or in shards."""
+    plain = folder / f"{stem}.safetensors"
     if plain.is_file():
         return _whole(plain)
+    index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        places = read_json(index).get("weight_map", {})
-        shards = {name: read_tensor_file(folder / name) for name in sorted(set(places.values()))}
-        return {key: file for name, file in shards.items() for key in file.tensors if places.get(key) == name}
-    variants = [path for path in sorted(folder.glob(f"{stem}.*.safetensors")) if ".non_ema." not in path.name]
+        return _shards(index)
+    # diffusers: STEM.fp16.safetensors, STEM.safetensors.index.fp16.json with shards STEM.fp16-00001-of-00002.safetensors
+    variants = [
+        path
+        for path in [*sorted(folder.glob(f"{stem}.*.safetensors")), *sorted(folder.glob(f"{stem}.*.json"))]
+        if ".non_ema." not in path.name and "-of-" not in path.name
+    ]
     if len(variants) == 1:
-        return _whole(variants[0])
+        return _shards(variants[0]) if variants[0].suffix == ".json" else _whole(variants[0])
     if variants:
         raise UserError(
             f"{folder} holds several variants and no plain one: {', '.join(path.name for path in variants)}.",
@@ -219,6 +180,36 @@ def part_files(folder: Path, stem: str) -> dict[str, TensorFile]:
         f"{folder} holds no {plain.name}.",
         fix="download the model with its .safetensors weights; pickled .bin files are not opened.",
     )
+
+
+def _shards(index: Path) -> dict[str, TensorFile]:
+    """The tensors of an index by the shard they are in; UserError for a shard or a tensor that is not there."""
+    value = read_json(index)
+    places = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(
+            f"{index} lists no shards.", fix="download it again, with the shards that stand beside it."
+        )
+    shards: dict[str, TensorFile] = {}
+    for name in sorted(set(places.values())):
+        if PurePosixPath(name).name != name or "\\" in name:
+            raise UserError(
+                f"{index} names a shard outside its folder ({escaped(name)[:80]}).",
+                fix="take the model from a source that you trust.",
+            )
+        if not (index.parent / name).is_file():
+            raise UserError(
+                f"{index.parent} lacks the shard {escaped(name)[:80]}, which {index.name} lists.",
+                fix="download that file into the folder, under exactly this name.",
+            )
+        shards[name] = read_tensor_file(index.parent / name)
+    lost = next((key for key, name in places.items() if key not in shards[name].tensors), None)
+    if lost is not None:
+        raise UserError(
+            f"{index.parent / places[lost]} lacks the tensor {escaped(lost)[:80]}, which {index.name} promises.",
+            fix="download the shards and their index again, all of one version.",
+        )
+    return {key: file for name, file in shards.items() for key in file.tensors if places.get(key) == name}
 
 
 def _whole(path: Path) -> dict[str, TensorFile]:

@@ -189,5 +189,6 @@ def test_an_existing_folder_is_never_filled_over(tiny_pipeline, tmp_path):
 def test_a_folder_without_its_parts_and_a_wrong_ending_say_so(tiny_pipeline, tmp_path):
     with pytest.raises(UserError, match=r"unet/config.json is missing"):
         export_single_file(ModelFiles("sd1", "diffusers", tmp_path), tmp_path / "m.safetensors")
-    with pytest.raises(UserError, match=r"does not end in .safetensors"):
-        export_single_file(tiny_pipeline, tmp_path / "m.ckpt")
+    with pytest.raises(UserError, match=r"ends neither in .safetensors nor in .ckpt") as error:
+        export_single_file(tiny_pipeline, tmp_path / "m.bin")
+    assert error.value.fix == "write to m.safetensors."

@@ -1,0 +1,118 @@
+"""A planned model written to disk: whole and read back, or not at all, and not begun where it would not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.files import atomic_path, fsync_path, plain_disk_errors, write_text
+from fastsd_lib.core.progress import Report
+from fastsd_lib.core.tensor_file import NewTensor
+from fastsd_lib.formats.folder_extras import EXTRAS_FILE
+from fastsd_lib.formats.modelspec import HASH_KEY
+from fastsd_lib.formats.writing import write_and_verify
+
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt")
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+SMALL_FILES = (".json", ".txt", ".model")
+# Parts that diffusers does without when model_index.json says so; no single file holds them.
+OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+HEADROOM = 1.01  # headers, configs, the disk's own books
+
+
+def is_file_name(target: Path) -> bool:
+    """Whether a model of this name is a single file; any other is a Diffusers folder."""
+    return target.suffix.lower() in FILE_SUFFIXES
+
+
+def write_file(
+    target: Path, tensors: list[NewTensor], header: Mapping[str, str], report: Report, sha256: bool
+) -> None:
+    """One .safetensors or .ckpt. `sha256`: put the hash over all weights into its header."""
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise UserError(
+            f"{target.name} would hold two tensors of one name.", fix="download or copy the model again."
+        )
+    with plain_disk_errors(f"write {target.name}"):
+        require_space(target.parent, tensors)
+        with atomic_path(target) as scratch:
+            write_and_verify(scratch, target, tensors, header, report, hash_key=HASH_KEY if sha256 else "")
+
+
+def write_folder(
+    target: Path,
+    configs: Mapping[str, str],
+    parts: Mapping[str, list[NewTensor]],
+    extras: list[NewTensor],
+    report: Report,
+) -> None:
+    """A Diffusers folder; it appears under its name when all of it is written. UserError when the name is taken.
+
+    `configs`: path in the folder -> text. `extras`: what only single files hold, kept in a file of their own.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already.", fix="name a new folder, or remove the old one first.")
+    with plain_disk_errors(f"write {target.name}"):
+        require_space(target.parent, [*extras, *(tensor for one in parts.values() for tensor in one)])
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            _write_configs(scratch, configs, parts)
+            files = {f"{part}/{STEMS.get(part, 'model')}.safetensors": one for part, one in parts.items()}
+            for name, tensors in (files | ({EXTRAS_FILE: extras} if extras else {})).items():
+                with atomic_path(scratch / name) as file:
+                    write_and_verify(file, target / name, tensors, {"format": "pt"}, report)
+            if target.exists():
+                target.rmdir()  # empty: checked above
+            os.replace(scratch, target)
+            fsync_path(target.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_space(folder: Path, tensors: Iterable[NewTensor]) -> None:
+    """UserError when the disk of `folder`, which need not be there yet, has not enough room."""
+    needed = int(sum(tensor.size_bytes for tensor in tensors) * HEADROOM)
+    place = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"The model needs {needed / 1e9:.1f} GB in {folder}; {free / 1e9:.1f} GB are free.",
+            fix="free some space there, write to another disk, or choose --dtype fp16 if it is fp32 now.",
+        )
+
+
+def _write_configs(
+    folder: Path, configs: Mapping[str, str], parts: Sequence[str] | Mapping[str, object]
+) -> None:
+    for name, text in configs.items():
+        place = PurePosixPath(name)
+        if (
+            len(place.parts) > 2
+            or place.is_absolute()
+            or ".." in place.parts
+            or place.suffix not in SMALL_FILES
+        ):
+            raise ValueError(f"{name} is no place in a Diffusers folder")
+        write_text(
+            folder / name, _without_lost_parts(text, configs, parts) if name == "model_index.json" else text
+        )
+
+
+def _without_lost_parts(
+    text: str, configs: Mapping[str, str], parts: Sequence[str] | Mapping[str, object]
+) -> str:
+    """model_index.json, optional parts crossed out that the folder does not hold."""
+    index = json.loads(text)
+    for part in OPTIONAL_PARTS:
+        held = part in parts or any(name.startswith(f"{part}/") for name in configs)
+        if part in index and index.get("depth_estimator") is None and not held:
+            index[part] = [None, None]
+    return json.dumps(index, indent=2) + "\n"
