@@ -53,7 +53,7 @@ def _quantized(graph: Any, precision: str, recipe: Recipe, node_of: dict[str, st
     kept = [node_of[name] for name in recipe.kept if name in node_of]
     ignored = nncf.IgnoredScope(names=kept) if kept else None
     pictures = None if recipe.calibration is None else [one[None] for one in recipe.calibration]
-    with intel.no_progress_bars():
+    with intel.no_progress_bars(), intel.own_signal_stack():
         if precision == "int8w":
             return nncf.compress_weights(
                 graph, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=ignored

@@ -74,8 +74,9 @@ class OpenVinoRunner:
     def __init__(self, graph: Path, precision: str, config: RunnerConfig) -> None:
         """`precision`: of the weights in the file, and of the arithmetic unless they are integers."""
         self._core, self._graph = intel.openvino().Core(), graph
-        self._device = _device(self._core, config.device)
-        compute = _arithmetic(self._core, self._device, precision)
+        with intel.own_signal_stack():  # asking loads the plugin
+            self._device = _device(self._core, config.device)
+            compute = _arithmetic(self._core, self._device, precision)
         self.name = f"openvino {compute if precision == 'auto' else precision}"
         self.batch_size = config.batch_size
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _COMPUTE[compute]}
@@ -106,7 +107,8 @@ class OpenVinoRunner:
         with self._opening:
             if streams not in self._lanes:
                 settings = self._settings | {"NUM_STREAMS": streams}
-                compiled = self._core.compile_model(self._graph, self._device, settings)
+                with intel.own_signal_stack():
+                    compiled = self._core.compile_model(self._graph, self._device, settings)
                 self._lanes[streams] = _Lane(compiled, streams)
             return self._lanes[streams]
 

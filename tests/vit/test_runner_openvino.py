@@ -12,7 +12,7 @@ import torch
 from tiny_vit import make_vit
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.vit import graph_cache
+from fastsd_lib.vit import graph_cache, intel
 from fastsd_lib.vit.config import Features, RunnerConfig
 from fastsd_lib.vit.model import load_torch, open_model
 from fastsd_lib.vit.outputs import output_module
@@ -47,9 +47,39 @@ def test_openvino_gives_the_numbers_of_torch(kind, output, tmp_path):
 
 
 def _abilities():
-    import openvino
+    with intel.own_signal_stack():
+        return intel.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+ENDS_ELSEWHERE = """
+import gc, os, signal, sys, threading
+import numpy as np
+from fastsd_lib.vit.config import RunnerConfig
+from fastsd_lib.vit.model import open_model
+from fastsd_lib.vit.runner import open_runner
+
+model = open_model(sys.argv[1])
+held = [open_runner(model, "logits", RunnerConfig("openvino"))]
+held[0].run(np.zeros((1, 3, *model.image_px), np.float32))
+
+def let_go():
+    held.pop().close()
+    gc.collect()
+
+thread = threading.Thread(target=let_go)
+thread.start()
+thread.join()
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+os.kill(os.getpid(), signal.SIGINT)
+print("heard", len(heard))
+"""
+
+
+def test_a_signal_is_heard_after_a_runner_was_closed_in_another_thread(tmp_path):
+    folder = make_vit(tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", ENDS_ELSEWHERE, folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard 1\n"), done.stderr
 
 
 def test_onnxruntime_gives_the_features_of_torch(tmp_path):
