@@ -253,17 +253,16 @@ def _one_or_all(values: list[Any]) -> Any:
 
 
 def _verify(options: argparse.Namespace, rest: list[str]) -> int:
-    if options.sha256 and len(options.files) > 1:
-        raise UserError(
-            "--sha256 is the hash of one file, and here are several.", fix="verify that file alone."
-        )
     found = models.verify(options.files, options.sha256, console_progress(options))
     lines = [f"{escaped(str(one.path))}: {'; '.join(map(escaped, one.problems)) or 'whole'}" for one in found]
     value = [{**dataclasses.asdict(one), "path": str(one.path)} for one in found]
     show(options, _one_or_all(value), lines)
     bad = [one for one in found if one.problems]
     if bad:
-        raise UserError(f"{len(bad)} of {len(found)} files are not whole.", fix="download them again.")
+        raise UserError(
+            f"{len(bad)} of {len(found)} not whole; the first: {escaped(str(bad[0].path))}: {escaped(bad[0].problems[0])}.",
+            fix="download or convert it again.",
+        )
     return 0
 
 

@@ -105,10 +105,19 @@ def download(
 
 
 def verify(paths: Iterable[str | Path], sha256: str = "", report: Report = silent) -> list[Verification]:
-    """Whether files are whole: header, places of the weights, every number finite, and the hash if one is given."""
+    """Whether files are whole: header, places of the weights, every number finite, and the hash if one is given.
+
+    A folder that is no model stands for each model in it.
+    """
     from fastsd_lib.models import verifying
 
-    return [verifying.verify_file(_there(path), sha256, report) for path in paths]
+    places: list[Path] = []
+    for place in map(_there, paths):
+        inside = lying_there(place, report, everything=True) if is_searched(place) else []
+        places += [row.path for row in inside] if inside else [place]
+    if sha256.strip() and len(places) > 1:
+        raise UserError("The hash is that of one file, and here are several.", fix="verify that file alone.")
+    return [verifying.verify_file(place, sha256, report) for place in places]
 
 
 def known(family: str = "", use: str = "", root: Path | None = None) -> list[KnownModel]:
