@@ -29,6 +29,7 @@ class KnownControl:
     kind: Layer = "controlnet"
     preprocessor: str = "none"  # A1111's name of what makes its control picture
     purposes: tuple[str, ...] = ()  # all that it can do, where that is more than one thing
+    sha256: str = ""  # as its publisher gives it
     size_bytes: int = 0  # 0 = not known
     licence: str = ""
     gated: bool = False
@@ -56,6 +57,22 @@ def controls_for(family: str, kind: Layer | None = "controlnet") -> tuple[KnownC
     return tuple(one for one in known_controls() if one.family == family and kind in (None, one.kind))
 
 
+def usual_controls(family: str) -> tuple[KnownControl, ...]:
+    """One for each purpose: what "all" means. Those that can do several things repeat the others and are left out."""
+    single = [
+        one for one in controls_for(family, None) if one.kind != "t2i-adapter" and len(one.purposes) < 2
+    ]
+    return tuple({one.purpose: one for one in reversed(single)}.values())[::-1]
+
+
+def adapters_for(family: str) -> tuple[KnownControl, ...]:
+    """The T2I adapters. UserError when there are none for this family."""
+    found = controls_for(family, "t2i-adapter")
+    if not found:
+        raise _none_for("t2i", family)
+    return found
+
+
 def purposes_of(family: str) -> tuple[str, ...]:
     """What base models of this family can be steered by, in the file's order."""
     return tuple(dict.fromkeys(one.purpose for one in controls_for(family, None)))
@@ -79,6 +96,15 @@ def pick_control(kind: str, family: str) -> KnownControl:
     if exact or able:
         return (exact or able)[0]
     raise _none_for(wanted, family)
+
+
+def check_purpose(word: str) -> None:
+    """UserError for what is no purpose or name for any family, before a base model is fetched to look at."""
+    wanted = word.strip().lower()
+    for one in known_controls():
+        if wanted in (one.name.lower(), one.file_name.lower(), one.purpose, *one.purposes):
+            return
+    raise _none_for(wanted, "sd1")
 
 
 def total_size(controls: Iterable[KnownControl]) -> str:
@@ -113,15 +139,20 @@ def _none_for(wanted: str, family: str) -> UserError:
         FAMILY_NAMES[one.family] for one in known_controls() if wanted in (one.purpose, *one.purposes)
     )
     if others:
-        message = f"There is no {wanted} control for {FAMILY_NAMES.get(family, family)}, only for {', '.join(others)}."
+        message = f"There is no ControlNet {wanted} for {FAMILY_NAMES.get(family, family)}, only for {', '.join(others)}."
         return UserError(message, fix=_what_there_is(family))
     near = difflib.get_close_matches(wanted, [one.purpose for one in known_controls()], 1)
     return UserError(
-        f"There is no control {escaped(wanted)[:60]!r}" + (f" (did you mean {near[0]}?)." if near else "."),
+        f"There is no ControlNet '{escaped(wanted)[:60]}'"
+        + (f" (did you mean {near[0]}?)." if near else "."),
         fix=_what_there_is(family),
     )
 
 
 def _what_there_is(family: str) -> str:
     words = ", ".join(purposes_of(family))
-    return f"take one of {words}." if words else "draw without one: none is known for this family."
+    return (
+        f"take none, all, or some of {words}; other files go into models/ControlNet."
+        if words
+        else "draw without one: none is known for this family."
+    )

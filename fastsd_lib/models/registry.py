@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import sha256_file
@@ -25,6 +26,9 @@ from fastsd_lib.models.known_models import (
     replaced,
     shown_source,
 )
+
+if TYPE_CHECKING:
+    from fastsd_lib.models.controls import KnownControl
 
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
@@ -82,13 +86,13 @@ def download(
 
 
 def fetch_known(
-    model: KnownModel,
+    model: KnownModel | KnownControl,
     token: Token = None,
     endpoint: str | None = None,
     cache_dir: Path | None = None,
     report: Report = silent,
 ) -> Path:
-    """The folder or file of a known model from the first of its sources that gives it.
+    """The folder or file of a known model or control from the first of its sources that gives it.
 
     A source that is gone, gated, out of reach or holds something else is passed over; a full disk ends the search.
     UserError names the reason of each source when none gives the model.
@@ -109,7 +113,12 @@ def fetch_known(
 
 
 def _fetch(
-    source: str, model: KnownModel, token: Token, endpoint: str | None, cache_dir: Path | None, report: Report
+    source: str,
+    model: KnownModel | KnownControl,
+    token: Token,
+    endpoint: str | None,
+    cache_dir: Path | None,
+    report: Report,
 ) -> Path:
     place = hub_source(source)
     if place is None:
@@ -153,7 +162,7 @@ def _hub_file(
     return file
 
 
-def _check_family(path: Path, model: KnownModel) -> None:
+def _check_family(path: Path, model: KnownModel | KnownControl) -> None:
     if model.kind != "checkpoint":
         return
     found = identify(path).family
@@ -165,7 +174,7 @@ def _check_family(path: Path, model: KnownModel) -> None:
         )
 
 
-def _none_gave(model: KnownModel, problems: list[tuple[str, UserError]]) -> UserError:
+def _none_gave(model: KnownModel | KnownControl, problems: list[tuple[str, UserError]]) -> UserError:
     """The one reason there is; of several all, and the way out of the first."""
     if len(problems) == 1:
         return problems[0][1]
@@ -214,6 +223,6 @@ def _unknown(name: str, known: Iterable[KnownModel]) -> UserError:
         )
     near = nearest(name, known) or [EMBEDDED, STOCK_SD1]
     return UserError(
-        f"No model {escaped(name)[:300]!r} (nearest: {', '.join(near)}).",
+        f"No model '{escaped(name)[:300]}' (nearest: {', '.join(near)}).",
         fix="take one of these, a folder, a .safetensors or .ckpt file, or a Hugging Face id such as org/name.",
     )

@@ -1,45 +1,61 @@
-"""The usual ControlNets for Stable Diffusion 1.5 by short names: fetched once, into the library."""
+"""ControlNets by short names, those that fit the base model: fetched once, into the library."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_lib.core.errors import UserError
-from fastsd_lib.workflows import file_links
+from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.tensor_file import read_tensor_file
+from fastsd_lib.environment.tokens import hub_token
+from fastsd_lib.models import controls, registry
+from fastsd_lib.models.controls import KnownControl
 
-SOURCE = "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/blob/main/"
-#: What somebody types -> the file, 720 MB each.
-CONTROLNETS = {
-    "canny": "control_v11p_sd15_canny_fp16.safetensors",
-    "depth": "control_v11f1p_sd15_depth_fp16.safetensors",
-    "openpose": "control_v11p_sd15_openpose_fp16.safetensors",
-    "lineart": "control_v11p_sd15_lineart_fp16.safetensors",
-    "softedge": "control_v11p_sd15_softedge_fp16.safetensors",
-    "scribble": "control_v11p_sd15_scribble_fp16.safetensors",
-    "normal": "control_v11p_sd15_normalbae_fp16.safetensors",
-    "seg": "control_v11p_sd15_seg_fp16.safetensors",
-    "mlsd": "control_v11p_sd15_mlsd_fp16.safetensors",
-    "inpaint": "control_v11p_sd15_inpaint_fp16.safetensors",
-    "tile": "control_v11f1e_sd15_tile_fp16.safetensors",
-}
+Say = Callable[[str], object]
 
 
-def chosen(text: str) -> tuple[str, ...]:
-    """The names in a field, between commas; "none" and "" are none, "all" is all. UserError for an unknown one."""
-    words = tuple(word.strip().lower() for word in text.split(",") if word.strip())
-    if words in ((), ("none",)):
+def is_asked(text: str) -> bool:
+    """Whether a field asks for any at all."""
+    return text.strip().lower() not in ("", "none")
+
+
+def check(text: str) -> None:
+    """UserError for a word that names nothing for any base model."""
+    for word in text.split(",") if is_asked(text) else ():
+        if word.strip() and word.strip().lower() not in ("all", "t2i"):
+            controls.check_purpose(word)
+
+
+def chosen(text: str, family: str = "sd1") -> tuple[KnownControl, ...]:
+    """Those that a field names, between commas, for base models of this family.
+
+    A purpose ("canny") or a file's name; "all" = the usual one for each purpose, "t2i" = the T2I adapters; "none" and ""
+    are none. UserError for what is unknown or for another family.
+    """
+    if not is_asked(text):
         return ()
-    if words == ("all",):
-        return tuple(CONTROLNETS)
-    for word in words:
-        if word not in CONTROLNETS:
-            raise UserError(
-                f"There is no ControlNet {word!r} to choose.",
-                fix=f"take none, all, or some of {', '.join(CONTROLNETS)}; other files go into models/ControlNet.",
-            )
-    return words
+    found: list[KnownControl] = []
+    for word in (word.strip() for word in text.split(",") if word.strip()):
+        if word.lower() == "all":
+            found += controls.usual_controls(family)
+        elif word.lower() == "t2i":
+            found += controls.adapters_for(family)
+        else:
+            found.append(controls.pick_control(word, family))
+    return tuple(dict.fromkeys(found))
 
 
-def fetch(text: str, folder: Path) -> list[Path]:
-    """Have the chosen ones in `folder`; those that are there are not fetched again."""
-    return file_links.add_to_library((SOURCE + CONTROLNETS[name] for name in chosen(text)), folder)
+def fetch(text: str, folder: Path, family: str = "sd1", say: Say = lambda line: None) -> list[Path]:
+    """Have the chosen ones in `folder`; those that are there are not fetched again. `say` hears the sizes before."""
+    wanted = chosen(text, family)
+    missing = [one for one in wanted if not (folder / one.file_name).is_file()]
+    if missing:
+        sizes = ", ".join(f"{one.purpose} {controls.shown_size(one.size_bytes)}" for one in missing)
+        say(f"ControlNets to download: {controls.total_size(missing)} ({sizes})")
+    for one in missing:
+        found = registry.fetch_known(one, lambda: hub_token(None))
+        read_tensor_file(found)  # a page in place of the file is found here
+        with atomic_path(folder / one.file_name) as scratch:
+            shutil.copyfile(found, scratch)
+    return [folder / one.file_name for one in wanted]

@@ -23,6 +23,7 @@ from fastsd_lib.workflows import control_choice, file_links, webui_backend
 from fastsd_lib.workflows.webui import WebuiConfig, start
 
 if TYPE_CHECKING:
+    from fastsd_lib.core.model_files import ModelFiles
     from fastsd_lib.webui.backends.config import BackendConfig
     from fastsd_lib.webui.door import Door
     from fastsd_lib.webui.server import Server
@@ -47,7 +48,7 @@ class LaunchConfig:
     model: str = registry.EMBEDDED  # a name, a trained session, a path, a Hugging Face id or a link
     library_folder: str = ""  # models/Stable-diffusion, models/Lora ... below it; "" = where sessions live
     lora_links: str = ""  # LoRA files by link or path, to be put into models/Lora
-    controlnet: str = "none"  # which ControlNets to have: none, canny, depth, openpose ..., all
+    controlnet: str = "none"  # those to have for this model: none, canny, depth, openpose ..., all, t2i
     backend: str = "builtin"  # builtin, a1111, forge or comfyui
     ref: str = ""  # of a back end: a tag, branch or commit; "" = the one that is tested
     tunnels: str = (
@@ -134,13 +135,18 @@ def launch(
         file_links.split_links(config.lora_links), library / "models" / "Lora"
     ):
         say(f"LoRA: {file.stem}")
-    for file in control_choice.fetch(config.controlnet, library / "models" / "ControlNet"):
+    control_choice.check(config.controlnet)
+    model = None  # of another program: as it likes
+    if config.backend == "builtin" or config.model.strip() not in ("", registry.EMBEDDED):
+        model = file_links.find_model(config.model, root, library / CHECKPOINTS)
+    family = model.family if model else "sd1"
+    for file in control_choice.fetch(config.controlnet, library / "models" / "ControlNet", family, say):
         say(f"ControlNet: {file.stem}")
     with ExitStack() as opened:
-        if config.backend == "builtin":
-            launched = _builtin(config, serve, door, library, root, opened)
+        if model and config.backend == "builtin":
+            launched = _builtin(config, model, serve, door, library, root, opened)
         else:
-            launched = _foreign(config, backend_config, door, library, root, opened, say, stopping)
+            launched = _foreign(config, model, backend_config, door, library, root, opened, say, stopping)
         for line in door.announcement():
             (show_once or say)(line)
         if tunnel_config is not None:
@@ -203,9 +209,14 @@ def chosen_tunnels(
 
 
 def _builtin(
-    config: LaunchConfig, serve: WebuiConfig | None, door: Door, library: Path, root: Path, opened: ExitStack
+    config: LaunchConfig,
+    files: ModelFiles,
+    serve: WebuiConfig | None,
+    door: Door,
+    library: Path,
+    root: Path,
+    opened: ExitStack,
 ) -> Launched:
-    files = file_links.find_model(config.model, root, library / CHECKPOINTS)
     library.mkdir(parents=True, exist_ok=True)
     choices = serve or WebuiConfig(library=library, folder=root / "webui")
     model = registry.EMBEDDED if files.path == registry.EMBEDDED_FOLDER else files.path
@@ -216,6 +227,7 @@ def _builtin(
 
 def _foreign(
     config: LaunchConfig,
+    model: ModelFiles | None,
     given: BackendConfig | None,
     door: Door,
     library: Path,
@@ -229,9 +241,6 @@ def _foreign(
     from fastsd_lib.webui.reverse_proxy import serve_proxy
 
     backend = find_backend(config.backend)
-    model = None  # as the program likes
-    if config.model.strip() not in ("", registry.EMBEDDED):
-        model = file_links.find_model(config.model, root, library / CHECKPOINTS)
     choices = webui_backend.choices(
         backend,
         given,
@@ -239,7 +248,7 @@ def _foreign(
         library,
         root,
         config.ref.strip(),
-        bool(control_choice.chosen(config.controlnet)),
+        control_choice.is_asked(config.controlnet),
     )
     running = webui_backend.start(backend, choices, say, stopping)
     opened.callback(running.stop)

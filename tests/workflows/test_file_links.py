@@ -14,7 +14,7 @@ import pytest
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.models import registry
-from fastsd_lib.workflows import control_choice, dreambooth, file_links
+from fastsd_lib.workflows import dreambooth, file_links
 
 LORA = next((registry.EXTRAS_FOLDER / "Lora").glob("*.safetensors"))
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -139,18 +139,3 @@ def test_a_model_is_found_by_session_by_file_and_by_path(tmp_path):
     for name in ("untrained", "nothing"):
         with pytest.raises(UserError, match="No model"):
             file_links.find_model(name, tmp_path, checkpoints)
-
-
-def test_controlnets_are_chosen_by_short_names():
-    assert control_choice.chosen("none") == control_choice.chosen(" ") == ()
-    assert control_choice.chosen("Canny, openpose") == ("canny", "openpose")
-    assert len(control_choice.chosen("all")) == len(control_choice.CONTROLNETS)
-    with pytest.raises(UserError, match="no ControlNet 'cany'") as caught:
-        control_choice.chosen("cany")
-    assert "canny" in caught.value.fix
-
-
-def test_controlnets_that_are_there_are_not_fetched_again(tmp_path):
-    file = tmp_path / control_choice.CONTROLNETS["canny"]
-    file.write_bytes(b"there")
-    assert control_choice.fetch("canny", tmp_path) == [file]
