@@ -78,7 +78,7 @@ class PickleHeader:
             )
         if prod(stored.shape) * BYTES_PER_VALUE[stored.dtype] > max(stored.storage_bytes, CHUNK_BYTES):
             raise UserError(
-                f"{self.path} spreads {escaped(name)[:80]!r} over {stored.shape}, which it does not hold.",
+                f"{self.path} spreads {escaped(name[:80])!r} over {stored.shape}, which it does not hold.",
                 fix="take the model's .safetensors file.",
             )
         return iter([_gathered(self.path, stored, self.storages[stored.storage])])
@@ -167,7 +167,7 @@ def _check_storages(path: Path, stored: Mapping[str, StoredTensor], storages: Ma
     for name, one in stored.items():
         place = storages.get(one.storage)
         if place is None or place.end - place.start < one.storage_bytes:
-            raise _damaged(path, f"lacks the data of {escaped(name)[:80]!r}")
+            raise _damaged(path, f"lacks the data of {escaped(name[:80])!r}")
 
 
 # ------------------------------------------------------------------ the zip of today
@@ -246,12 +246,12 @@ def _zip_storages(
         key = entry.filename.removeprefix(f"{folder}data/")
         start = entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
         if mark != b"PK\3\4" or handle.read(name_bytes) != entry.orig_filename.encode():
-            raise _damaged(path, f"lists {escaped(key)[:80]!r} where it does not lie")
+            raise _damaged(path, f"lists {escaped(key[:80])!r} where it does not lie")
         if entry.header_offset < reached or key in storages:
-            raise _damaged(path, f"holds {escaped(key)[:80]!r} twice, or over other data")
+            raise _damaged(path, f"holds {escaped(key[:80])!r} twice, or over other data")
         reached = start + entry.file_size
         if entry.file_size != entry.compress_size or reached > end:
-            raise _damaged(path, f"gives the data {escaped(key)[:80]!r} a size that it has not")
+            raise _damaged(path, f"gives the data {escaped(key[:80])!r} a size that it has not")
         storages[key] = Storage(start, reached, entry.CRC)
     return storages
 

@@ -16,8 +16,11 @@ from fastsd_lib.core.byte_range import ByteRange
 from fastsd_lib.core.checked_writing import Piece, ReadsBackDifferently, write_checked
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.text import escaped
 
-MAX_HEADER_BYTES = 100 * 1000 * 1000  # what the reference implementation accepts
+MAX_HEADER_BYTES = 25_000_000  # the largest models have one megabyte; some carry a picture in it
+MAX_ENTRIES = 1_000_000  # brackets in the header: each can cost a hundred times its byte
+MAX_SIDES = 64  # of a tensor
 BYTES_PER_VALUE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -84,6 +87,8 @@ def read_tensor_file(path: Path) -> TensorFile:
     """
     try:
         size_bytes = path.stat().st_size
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is a pipe or a device, not a file.", fix="name the model file itself.")
         with path.open("rb") as handle:
             start = handle.read(512)
             _refuse_other_formats(path, start)
@@ -93,7 +98,10 @@ def read_tensor_file(path: Path) -> TensorFile:
             if 8 + length > size_bytes:
                 raise _damaged(path, f"has {size_bytes:,} bytes but its header alone needs {8 + length:,}")
             handle.seek(8)
-            header = json.loads(handle.read(length))
+            text = handle.read(length)
+        if text.count(b"[") + text.count(b"{") > MAX_ENTRIES or text.count(b",") > 4 * MAX_ENTRIES:
+            raise _damaged(path, "lists more than a million things in its header")
+        header = json.loads(text, object_pairs_hook=_without_twins)
     except FileNotFoundError:
         raise UserError(
             f"There is no file {path}.", fix="check the path; it must end in .safetensors."
@@ -102,8 +110,14 @@ def read_tensor_file(path: Path) -> TensorFile:
         raise UserError(
             f"{path} is a folder, not a .safetensors file.", fix="name the file itself."
         ) from None
+    except _Twins as twins:
+        raise _damaged(path, f"names {escaped(str(twins)[:80])!r} twice in its header") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "has a header that is not JSON") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}.", fix="check the path and who may read it."
+        ) from None
     return TensorFile(path, *_parse_header(path, header, data_start=8 + length, size_bytes=size_bytes))
 
 
@@ -196,27 +210,50 @@ def _parse_header(
     if not isinstance(header, dict):
         raise _damaged(path, "has a header that lists no tensors")
     metadata = header.pop("__metadata__", None) or {}
-    tensors = {}
-    for name, entry in header.items():
-        try:
-            dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-            start, end = (data_start + int(n) for n in entry["data_offsets"])
-        except (TypeError, KeyError, ValueError):
-            raise _damaged(path, f"has no proper entry for {name!r}") from None
-        if min(shape, default=0) < 0 or end - start != _values(shape) * BYTES_PER_VALUE.get(dtype, -1):
-            raise _damaged(
-                path, f"gives {name!r} a size that does not fit its shape {list(shape)} of {dtype}"
-            )
-        tensors[name] = Tensor(dtype, shape, start, end)
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "has metadata that is not text by name")
+    tensors = {name: _parse_entry(path, name, entry, data_start) for name, entry in header.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     expected = data_start
     for name, tensor in ordered.items():
         if tensor.start != expected:
-            raise _damaged(path, f"has a gap or an overlap before {name!r}")
+            raise _damaged(path, f"has a gap or an overlap before {escaped(name[:80])!r}")
         expected = tensor.end
     if expected > size_bytes:
         raise _damaged(path, f"has {size_bytes:,} of the {expected:,} bytes that its header promises")
-    return ordered, {str(key): str(value) for key, value in metadata.items()}
+    return ordered, metadata
+
+
+def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
+    shown = repr(escaped(name[:80]))
+    try:
+        dtype, shape, places = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])  # type: ignore[index]
+        whole = all(type(one) is int and 0 <= one < 2**63 for one in (*shape, *places)) and len(places) == 2
+    except (TypeError, KeyError):
+        whole = False
+    if not whole or len(shape) > MAX_SIDES or not isinstance(dtype, str):
+        raise _damaged(path, f"has no proper entry for {shown}")
+    if dtype not in BYTES_PER_VALUE:
+        raise UserError(
+            f"{path} holds {shown} as {escaped(dtype[:40])!r}, a type that is not known here.",
+            fix=f"known are {', '.join(BYTES_PER_VALUE)}.",
+        )
+    start, end = (data_start + place for place in places)
+    if end - start != _values(shape) * BYTES_PER_VALUE[dtype]:
+        raise _damaged(path, f"gives {shown} a size that does not fit its shape {list(shape)} of {dtype}")
+    return Tensor(dtype, shape, start, end)
+
+
+class _Twins(Exception):
+    """One name stands twice in an object: readers disagree on which of the two counts."""
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        raise _Twins(next(name for name, _ in pairs if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    return made
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:

@@ -55,7 +55,7 @@ def look_at(folder: Path) -> FolderSeen:
     if loras or (folder / "config.json").is_file():
         return _part(folder, loras[:1])
     names = sorted(entry.name for entry in folder.iterdir())
-    there = ", ".join(escaped(name)[:60] for name in names[:5]) or "nothing"
+    there = ", ".join(escaped(name[:60]) for name in names[:5]) or "nothing"
     raise UserError(
         f"{folder} is not a Diffusers folder: it has no model_index.json (there: {there}).",
         fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/, or the model file itself.",
@@ -96,13 +96,13 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if name != Path(name).name or name in ("", ".", ".."):
             raise UserError(
-                f"{index} names a file outside its folder: {escaped(name)[:120]!r}.",
+                f"{index} names a file outside its folder: {escaped(name[:120])!r}.",
                 fix="download the model again, from a source that you trust.",
             )
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
         raise UserError(
-            f"{index.parent} lacks {escaped(missing[0])[:120] if missing else 'every file of its index'} "
+            f"{index.parent} lacks {escaped(missing[0][:120]) if missing else 'every file of its index'} "
             f"({len(names) - len(missing)} of {len(names)} files are there).",
             fix="download the missing files as well; names must be the same to the letter.",
         )
@@ -113,7 +113,7 @@ def _without_weights(folder: Path) -> UserError:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if pickled:
         return UserError(
-            f"{folder} holds its weights as {escaped(pickled[0])[:80]} only, no .safetensors weights.",
+            f"{folder} holds its weights as {escaped(pickled[0][:80])} only, no .safetensors weights.",
             fix="download the model again with its .safetensors weights; pickled .bin files are not opened.",
         )
     return UserError(
@@ -159,7 +159,7 @@ def _family_and_variant(folder: Path, pipeline: str, first: TensorFile, body: Ki
         family = "sd2" if shapes and len(shapes[0]) == 2 else "sd1"
     if not family:
         raise UserError(
-            f"{folder} holds a {escaped(pipeline)[:80] or 'pipeline without a name'}, which is not known here.",
+            f"{folder} holds a {escaped(pipeline[:80]) or 'pipeline without a name'}, which is not known here.",
             fix="take a Stable Diffusion pipeline.",
         )
     if family in ("sd3", "flux"):
@@ -200,11 +200,11 @@ def _part(folder: Path, loras: list[Path]) -> FolderSeen:
         kind = Kind(_PARTS[says], naming="diffusers")
     if kind is None:
         examples = ", ".join(
-            f"{escaped(name)[:80]} {list(one.shape)}" for name, one in list(tensors.items())[:3]
+            f"{escaped(name[:80])} {list(one.shape)}" for name, one in list(tensors.items())[:3]
         )
         raise UserError(
             f"{folder} holds no model known here: {len(tensors)} tensors, such as {examples or 'none'}"
-            + (f"; its config says {escaped(says)[:60]}." if says else "."),
+            + (f"; its config says {escaped(says[:60])}." if says else "."),
             fix=f"known are {', '.join(KIND_WORDS.values())}.",
         )
     factor = config.get("scaling_factor")

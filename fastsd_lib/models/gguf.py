@@ -42,7 +42,7 @@ def _architecture(start: bytes) -> str:
     if key != "general.architecture" or start[after : after + 4] != struct.pack("<I", _TEXT):
         return ""
     word, _ = _text(start, after + 4)
-    return f" of {escaped(word)[:40]}" if word else ""
+    return f" of {escaped(word[:40])}" if word else ""
 
 
 def _text(start: bytes, at: int) -> tuple[str, int]:

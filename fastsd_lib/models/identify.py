@@ -208,7 +208,7 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     words = [word.strip() for word in phrase.split(",")]
     if not phrase and "ss_tag_frequency" in metadata:
         words = _folder_words(metadata["ss_tag_frequency"])
-    return tuple(dict.fromkeys(escaped(word)[:80] for word in words if word))
+    return tuple(dict.fromkeys(escaped(word[:80]) for word in words if word))
 
 
 def _folder_words(tag_frequency: str) -> list[str]:
@@ -260,7 +260,7 @@ def _not_a_model(path: Path, file: TensorFile | PickleHeader, kind: Kind | None 
     names = file.tensors
     if not names:
         return UserError(f"{path} holds no tensors at all.", fix="download it again.")
-    examples = ", ".join(f"{escaped(name)[:80]} {list(one.shape)}" for name, one in list(names.items())[:3])
+    examples = ", ".join(f"{escaped(name[:80])} {list(one.shape)}" for name, one in list(names.items())[:3])
     seen = f"{len(names)} tensors, such as {examples}"
     kind = kind or kind_of(names, file.metadata)
     if kind:

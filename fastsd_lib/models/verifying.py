@@ -73,7 +73,7 @@ def _checked_hash(path: Path, sha256: str) -> str:
         return ""
     if len(wanted) != 64 or set(wanted) - set("0123456789abcdef"):
         raise UserError(
-            f"{escaped(sha256)[:80]!r} is no sha256.", fix="give the 64 hexadecimal digits, or none."
+            f"{escaped(sha256[:80])!r} is no sha256.", fix="give the 64 hexadecimal digits, or none."
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder, which has no sha256.", fix="name the file that the hash is of.")
@@ -159,7 +159,7 @@ def _scan_pickled(header: PickleHeader, report: Report) -> list[str]:
             broken_places.add((place.start, place.end))
         if place.crc and crc.value != place.crc:  # 0: PyTorch was told to leave it out
             problems.append(
-                f"holds data ({escaped(key)[:40]}) that does not fit its checksum: it was damaged"
+                f"holds data ({escaped(key[:40])}) that does not fit its checksum: it was damaged"
             )
     filled = {(place.start, place.end) for place in header.storages.values()}
     broken = []
@@ -210,7 +210,7 @@ def _no_numbers(names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [f"holds values that are no numbers (NaN or infinity), in {escaped(names[0])[:120]}{more}"]
+    return [f"holds values that are no numbers (NaN or infinity), in {escaped(names[0][:120])}{more}"]
 
 
 def _whole(path: Path) -> Iterator[bytes]:
