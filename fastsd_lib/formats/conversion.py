@@ -142,7 +142,8 @@ def _yaml_beside(target: Path, kind: str, configs: Mapping[str, str]) -> tuple[s
     if not needs_yaml(kind, channels, prediction):
         return ()
     beside = target.with_suffix(".yaml")
-    write_text(beside, velocity_yaml(kind, configs))
+    if not beside.exists():
+        write_text(beside, velocity_yaml(kind, configs))
     return (
         f"{beside.name} beside it tells A1111 and Forge that it predicts velocity: keep the two together.",
     )
