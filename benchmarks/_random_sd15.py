@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
-from fastsd_lib.models.registry import EMBEDDED_FOLDER
+from benchmarks._random_weights import save_random, save_small_files
 
 UNET = {
     "sample_size": 64,
@@ -26,16 +24,12 @@ VAE = {
 }
 
 
-def save_random_sd15(folder: Path) -> Path:
-    """Write it to `folder` in half precision, 2 GB, with the embedded model's tokenizer and noise schedule."""
-    import torch
+def save_random_sd15(folder: Path, dtype: str = "fp16") -> Path:
+    """Write it to `folder`, 2 GB in half precision, with the embedded model's tokenizer and noise schedule."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    for name in ("tokenizer", "scheduler"):
-        shutil.copytree(EMBEDDED_FOLDER / name, folder / name)
-    shutil.copy(EMBEDDED_FOLDER / "model_index.json", folder)
-    words = len(json.loads((folder / "tokenizer" / "vocab.json").read_text("utf-8")))
+    words = save_small_files(folder)
     text = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,
@@ -46,24 +40,7 @@ def save_random_sd15(folder: Path) -> Path:
         eos_token_id=words - 1,
         pad_token_id=words - 1,
     )
-    makers = {
-        "unet": lambda: UNet2DConditionModel(**UNET),
-        "vae": lambda: AutoencoderKL(**VAE),
-        "text_encoder": lambda: CLIPTextModel(text),
-    }
-    numbers = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
-    for name, make in makers.items():
-        with torch.device("meta"):
-            module = make().half()
-        module = module.to_empty(device="cpu")
-        for key, weight in module.state_dict().items():
-            if key.endswith("position_ids"):
-                weight.copy_(torch.arange(weight.shape[-1])[None])
-            elif weight.ndim > 1:
-                fan_in = weight[0].numel()
-                some = numbers.repeat(-(-weight.numel() // len(numbers)))[: weight.numel()]
-                weight.copy_(some.view(weight.shape) * fan_in**-0.5)
-            else:
-                weight.fill_(1.0 if key.endswith("weight") else 0.0)
-        module.save_pretrained(folder / name)
+    save_random(lambda: UNet2DConditionModel(**UNET), folder / "unet", dtype)
+    save_random(lambda: AutoencoderKL(**VAE), folder / "vae", dtype)
+    save_random(lambda: CLIPTextModel(text), folder / "text_encoder", dtype)
     return folder

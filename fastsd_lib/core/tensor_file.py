@@ -111,7 +111,7 @@ def read_tensor_file(path: Path) -> TensorFile:
             f"{path} is a folder, not a .safetensors file.", fix="name the file itself."
         ) from None
     except _Twins as twins:
-        raise _damaged(path, f"names {escaped(str(twins)[:80])!r} twice in its header") from None
+        raise _damaged(path, f"names {_shown(str(twins))} twice in its header") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "has a header that is not JSON") from None
     except OSError as error:
@@ -137,14 +137,14 @@ def write_tensor_file(
     UserError when the disk gives back other bytes than it was given.
     """
     named = named or path
-    held_free = {hash_key: "0x" + "?" * 64} if hash_key else {}  # of the same length as the hash
-    start = len(header_bytes(tensors, {**metadata, **held_free}))
-    places = tensor_places(tensors, start)
+    held_free = "0x" + "?" * 64  # of the same length as the hash
+    header = header_bytes(tensors, {**metadata, hash_key: held_free} if hash_key else metadata)
+    places = tensor_places(tensors, len(header))
     path.write_bytes(b"")
     try:
         written = write_checked(path, tensor_pieces(places, named, report), sha256=bool(hash_key))
-        known = {hash_key: f"0x{written.sha256}"} if hash_key else {}
-        write_checked(path, [Piece("header", 0, header_bytes(tensors, {**metadata, **known}))])
+        header = header.replace(held_free.encode(), f"0x{written.sha256}".encode()) if hash_key else header
+        write_checked(path, [Piece("header", 0, header)])
     except ReadsBackDifferently as wrong:
         raise disk_lies(named, places, wrong.at) from None
     report(ProgressEvent(f"writing {named.name}", len(tensors), len(tensors)))
@@ -217,7 +217,7 @@ def _parse_header(
     expected = data_start
     for name, tensor in ordered.items():
         if tensor.start != expected:
-            raise _damaged(path, f"has a gap or an overlap before {escaped(name[:80])!r}")
+            raise _damaged(path, f"has a gap or an overlap before {_shown(name)}")
         expected = tensor.end
     if expected > size_bytes:
         raise _damaged(path, f"has {size_bytes:,} of the {expected:,} bytes that its header promises")
@@ -225,23 +225,28 @@ def _parse_header(
 
 
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
-    shown = repr(escaped(name[:80]))
     try:
         dtype, shape, places = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])  # type: ignore[index]
         whole = all(type(one) is int and 0 <= one < 2**63 for one in (*shape, *places)) and len(places) == 2
     except (TypeError, KeyError):
         whole = False
     if not whole or len(shape) > MAX_SIDES or not isinstance(dtype, str):
-        raise _damaged(path, f"has no proper entry for {shown}")
+        raise _damaged(path, f"has no proper entry for {_shown(name)}")
     if dtype not in BYTES_PER_VALUE:
         raise UserError(
-            f"{path} holds {shown} as {escaped(dtype[:40])!r}, a type that is not known here.",
+            f"{path} holds {_shown(name)} as {escaped(dtype[:40])!r}, a type that is not known here.",
             fix=f"known are {', '.join(BYTES_PER_VALUE)}.",
         )
     start, end = (data_start + place for place in places)
     if end - start != _values(shape) * BYTES_PER_VALUE[dtype]:
-        raise _damaged(path, f"gives {shown} a size that does not fit its shape {list(shape)} of {dtype}")
+        raise _damaged(
+            path, f"gives {_shown(name)} a size that does not fit its shape {list(shape)} of {dtype}"
+        )
     return Tensor(dtype, shape, start, end)
+
+
+def _shown(name: str) -> str:
+    return repr(escaped(name[:80]))  # letter by letter, so only where something is wrong
 
 
 class _Twins(Exception):
