@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,20 @@ def _whole(found: Description, target: Path, choices: ConversionChoices, report:
             f"{found.path} is a Diffusers folder already, and nothing in it is to change.",
             fix=f"write to {target.name}.safetensors, or choose --dtype or --vae.",
         )
+    bare = not single and found.layout == "single_file" and found.kind.family == "sd1"
+    if bare and choices.config_from is None:
+        choices = replace(choices, config_from=_embedded_configs(found.path))
     made = convert_model(found.path, target, choices, report)
     return Converted(made.path, found.kind.kind, found.kind.family or made.family, made.layout, made.notes)
+
+
+def _embedded_configs(file: Path) -> Path | None:
+    """The embedded model's folder for a bare file of its shape, which is of no published family."""
+    from fastsd_lib.models.identify import unet_width
+    from fastsd_lib.models.registry import EMBEDDED_FOLDER
+
+    there = (EMBEDDED_FOLDER / "unet").is_dir()
+    return EMBEDDED_FOLDER if there and unet_width(file) == unet_width(EMBEDDED_FOLDER) else None
 
 
 def _lora(found: Description, target: Path, choices: ConversionChoices, report: Report) -> Converted:

@@ -382,14 +382,13 @@ def verify(session: Session) -> list[str]:
 
 
 def convert(source: Path, target: Path, dtype: str | None = None, report: Report = silent) -> ModelFiles:
-    """Diffusers folder -> single file, or back, by what `source` is and how `target` is named."""
-    from fastsd_lib.formats.single_file import export_single_file, import_single_file
+    """A whole model in another layout: `converting.convert`, which knows more choices and more kinds of files."""
+    from fastsd_lib.formats.conversion import ConversionChoices
     from fastsd_lib.models.identify import identify
+    from fastsd_lib.workflows import converting
 
-    found = identify(source).model_files
-    if found.layout == "diffusers":
-        return export_single_file(found, target, dtype=dtype, report=report)
-    return import_single_file(source, target, config_from=model_folders.configs_for(source), report=report)
+    made = converting.convert(source, target, ConversionChoices(dtype), report)  # type: ignore[arg-type]
+    return identify(made.path).model_files
 
 
 def _line_to(report: Report) -> Callable[[str], None]:
