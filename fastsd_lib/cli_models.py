@@ -68,7 +68,7 @@ def add_models(known: Any) -> None:
         "models", nargs="+", metavar="NAME|LINK", help="a name, a Hugging Face id, a link or a path"
     )
     parser.add_argument(
-        "--kind", default="", metavar="K", help="what it is, where the file itself does not tell"
+        "--kind", default="", metavar="K", help="refuse what is of another kind: lora, vae, controlnet ..."
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="into this folder instead")
     add_root(parser)

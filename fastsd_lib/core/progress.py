@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 BYTES_PER_S = "bytes_per_s"  # the fact of a task that counts bytes; a text under "" says it in megabytes
+UNREADABLE = 10_000_000  # as a count
+QUICK_S = 1.0  # a log gets no lines between beginning and end of work that takes less
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class ProgressEvent:
 
     @property
     def share(self) -> str:
-        """ "45 %" of a transfer, whose `done` and `total` are bytes that nobody reads; "" for what is counted.
+        """ "45 %" where `done` and `total` are bytes, or other numbers that nobody reads; "" for what is counted.
 
-        "..." where the total is 1: its size is not told.
+        "..." of a transfer with the total 1: its size is not told.
         """
-        if BYTES_PER_S not in self.facts:
+        if BYTES_PER_S not in self.facts and self.total < UNREADABLE:
             return ""
         return f"{100 * self.done // self.total} %" if self.total > 1 else "..."
 
@@ -69,7 +71,7 @@ class ConsoleProgress:
             filled = width * event.done // max(event.total, 1)
             bar = "█" * filled + "░" * (width - filled)
             self._stream.write(f"\r\033[K{bar} {text}" + ("\n" if finished else ""))
-        elif finished or self._is_new_tenth(event):
+        elif finished or (spent >= QUICK_S and self._is_new_tenth(event)):
             self._stream.write(text + "\n")
         self._stream.flush()
         if finished:

@@ -18,6 +18,7 @@ from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+STAGING = ".downloads"  # below models/: what is on its way
 LORA_FOLDERS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _UNFINISHED = re.compile(r"\.part$|^\..*\.partial(\.\w+)?$")
 #: Kinds whose variant is the base model's: inpainting, dev ...
@@ -190,7 +191,7 @@ class _Walk:
                     yield ModelRow(folder, problem=f"more than {MOST_ENTRIES:,} names: the rest was not looked at",
                                    fix="ask for one of the folders below it.")  # fmt: skip
                     return
-                if is_junk(entry.name) and not _UNFINISHED.search(entry.name):
+                if is_junk(entry.name) and entry.name != STAGING and not _UNFINISHED.search(entry.name):
                     continue
                 match self._sort_of(entry):
                     case "folder" if entry.name not in skipped and depth < DEEPEST:

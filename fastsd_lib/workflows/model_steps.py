@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.environment import tokens
 from fastsd_lib.workflows import models
-from fastsd_lib.workflows.model_rows import ModelRow, row_of
+from fastsd_lib.workflows.model_rows import ModelRow, is_model, row_of
 
 if TYPE_CHECKING:
     from fastsd_lib.models.verifying import Verification
@@ -24,8 +25,8 @@ AUTO = "auto"
 
 def tokens_found(root: Path) -> dict[str, str]:
     """Which keys are kept here, for a table: never a key itself."""
-    found = {"Hugging Face": tokens.hub_token(root), "CivitAI": tokens.civitai_key(root)}
-    names = {"Hugging Face": "HF_TOKEN", "CivitAI": "CIVITAI_API_KEY"}
+    found = {"Hugging Face": tokens.hub_token(root), "CivitAI": tokens.civitai_token(root)}
+    names = {"Hugging Face": tokens.NAME, "CivitAI": tokens.CIVITAI_NAMES[0]}
     return {
         site: "found" if key else f"none; what needs one says so. Keep it as the secret {names[site]}"
         for site, key in found.items()
@@ -57,7 +58,13 @@ def convert(
     """`source` (empty: the first that was fetched) as `target` (empty: a file or folder of its name, by `form`)."""
     models.check_choice("form", form, FORMS)
     place = Path(source.strip() or str(fetched[0].path)).expanduser()
-    into = Path(target.strip()).expanduser() if target.strip() else _target(root, place, form, choices)
+    into = target.strip() or _target(root, place, form, choices)
+    if not target.strip() and Path(into).is_dir() and is_model(os.listdir(into)):  # this cell ran before
+        from fastsd_lib.workflows.converting import Converted
+
+        there = row_of(Path(into))
+        note = "It was there already: remove it, or name another target, to convert again."
+        return Converted(there.path, there.kind, there.family, "diffusers", (note,))
     return models.convert(place, into, report=report, **choices)
 
 

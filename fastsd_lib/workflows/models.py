@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,10 +67,7 @@ def convert(
 
     for name, word, choices in (("dtype", dtype, DTYPES), ("ema", ema, EMA), ("naming", naming, NAMINGS)):
         check_choice(name, word, choices)
-    if not str(target).strip():
-        raise UserError(
-            "No target is named.", fix="name a folder, or a file that ends in .safetensors or .ckpt."
-        )
+    into = _target(str(target).strip())
     choices = ConversionChoices(
         dtype=None if dtype == "keep" else dtype,
         vae=_there(vae) if str(vae).strip() else None,
@@ -79,7 +76,25 @@ def convert(
         naming=naming,
         sha256=sha256,
     )
-    return converting.convert(_there(source), Path(str(target).strip()).expanduser(), choices, report)
+    return converting.convert(_there(source), into, choices, report)
+
+
+def _target(text: str) -> Path:
+    """Where to write. A misspelt ending must not become the name of a folder."""
+    from fastsd_lib.workflows.converting import SINGLE
+
+    place = Path(text).expanduser()
+    if not text:
+        raise UserError(
+            "No target is named.", fix="name a folder, or a file that ends in .safetensors or .ckpt."
+        )
+    near = difflib.get_close_matches(place.suffix.lower(), SINGLE, 1, 0.75)
+    if near and place.suffix not in SINGLE:
+        raise UserError(
+            f"Nothing is written as {escaped(place.suffix)} here.",
+            fix=f"did you mean {escaped(place.stem)}{near[0]}?",
+        )
+    return place
 
 
 def download(
@@ -100,7 +115,7 @@ def download(
     words = names
     if isinstance(names, str):  # a path may hold spaces, links do not
         words = [names] if names.strip() and Path(names.strip()).expanduser().exists() else split_links(names)
-    folders = None if folder is None else _EveryKind(folder)
+    folders = None if folder is None else dict.fromkeys(model_downloads.model_folders(folder), folder)
     return [model_downloads.download(word, root, kind, folders, report) for word in words]
 
 
@@ -138,22 +153,6 @@ def known_controls(family: str = "") -> list[KnownControl]:
     if family:
         check_choice("family", family, dict.fromkeys(control.family for control in controls))
     return [control for control in controls if family in ("", control.family)]
-
-
-class _EveryKind(Mapping[str, Path]):
-    """One folder for files of every kind."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __getitem__(self, kind: str) -> Path:
-        return self.folder
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _there(path: str | Path) -> Path:
