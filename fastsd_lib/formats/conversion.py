@@ -175,42 +175,49 @@ def _transformer_folder(
 ) -> ConvertedModel:
     from fastsd_lib.formats.transformer_files import plan_export
 
-    _refuse_for_transformers(source, choices)
+    _refuse_averages(source, choices)
     if not is_file_name(target):
         raise UserError(
             f"{source} is a Diffusers folder already.",
             fix=f"write to {target.name}.safetensors or {target.name}.ckpt.",
         )
-    tensors, header = plan_export(source, choices.dtype)
+    tensors, header = plan_export(source, choices.dtype, vae=choices.vae)
     header = header | {f"{PREFIX}title": target.stem} | as_text(choices.metadata)
     write_file(target, tensors, header, report, choices.sha256)
-    return ConvertedModel(_transformer_family(tensor.name for tensor in tensors), "single_file", target)
+    family = _transformer_family(tensor.name for tensor in tensors)
+    return ConvertedModel(family, "single_file", target, _vae_notes(choices, family))
 
 
 def _transformer_file(
     file: TensorFile, target: Path, choices: ConversionChoices, report: Report
 ) -> ConvertedModel:
-    from fastsd_lib.formats.transformer_files import import_notes, plan_import
+    from fastsd_lib.formats.transformer_files import plan_import, plan_repack
+    from fastsd_lib.formats.transformer_words import import_notes
 
-    _refuse_for_transformers(file.path, choices)
+    _refuse_averages(file.path, choices)
     family = _transformer_family(file.tensors)
+    notes = _vae_notes(choices, family)
     if is_file_name(target):
-        tensors = repacked_plan(file, {name: name for name in file.tensors}, choices.dtype)
-        kept = {key: value for key, value in file.metadata.items() if key not in HASHES}
-        write_file(target, tensors, kept | as_text(choices.metadata), report, choices.sha256)
-        return ConvertedModel(family, "single_file", target)
-    configs, parts = plan_import(file, choices.dtype)
+        tensors, header = plan_repack(file, choices.dtype, choices.vae)
+        write_file(target, tensors, header | as_text(choices.metadata), report, choices.sha256)
+        return ConvertedModel(family, "single_file", target, notes)
+    configs, parts = plan_import(file, choices.dtype, choices.config_from, choices.vae)
     write_folder(target, configs, parts, [], report)
-    return ConvertedModel(family, "diffusers", target, import_notes(configs, parts))
+    return ConvertedModel(family, "diffusers", target, (*notes, *import_notes(configs, parts)))
+
+
+def _vae_notes(choices: ConversionChoices, family: Family) -> tuple[str, ...]:
+    from fastsd_lib.formats.transformer_vae import vae_notes
+
+    return vae_notes(choices.vae, family) if choices.vae else ()
 
 
 def _transformer_family(names: Iterable[str]) -> Family:
     return "sd3" if any("joint_blocks.0." in name for name in names) else "flux"
 
 
-def _refuse_for_transformers(source: Path, choices: ConversionChoices) -> None:
-    if choices.vae or choices.ema == "use":
-        what = "another VAE" if choices.vae else "averaged weights"
+def _refuse_averages(source: Path, choices: ConversionChoices) -> None:
+    if choices.ema == "use":
         raise UserError(
-            f"{source} is an SD3 or Flux model: {what} cannot be put into it here.", fix="convert it without."
+            f"{source} is an SD3 or Flux model, which has no averaged weights.", fix="convert it without."
         )

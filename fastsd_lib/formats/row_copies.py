@@ -5,15 +5,14 @@ Nothing is read before somebody writes it, and nothing is computed unless anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.tensor_file import ByteRange, NewTensor
+from fastsd_lib.core.tensor_file import NewTensor
 from fastsd_lib.core.text import escaped
-from fastsd_lib.formats.casting import cast_chunks, target_dtype
+from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.row_tables import RowTable
-from fastsd_lib.formats.weights import Weight
+from fastsd_lib.formats.stored_weight import Weight
 
 ONES = {"F16": b"\x00\x3c", "BF16": b"\x80\x3f", "F32": b"\x00\x00\x80\x3f"}  # the number 1, little-endian
 
@@ -30,27 +29,26 @@ def exported(
         pieces = [weights[name] for name in ours]
         first = pieces[0].stored
         _check_alike(pieces)
-        ranges = [one.range for one in pieces]
         shape = first.shape
         if len(pieces) > 1:
             shape = (sum(one.shape[0] for one in pieces), *shape[1:])
         if theirs in table.swapped:
-            ranges = _swapped(pieces[0])
+            pieces = _swapped(pieces[0])
         if is_vae and ".mid.attn_1." in theirs and theirs.endswith(".weight") and len(shape) == 2:
             shape = (*shape, 1, 1)  # single files have 1x1 convolutions there
-        yield _tensor(prefix + theirs, shape, ranges, first.dtype, dtype)
+        yield new_tensor(prefix + theirs, pieces, dtype, shape)
 
 
 def _check_alike(pieces: Sequence[Weight]) -> None:
-    """UserError for matrices that are to become one but differ in kind or width."""
+    """UserError for matrices that are to become one but differ in width."""
     first = pieces[0].stored
     for one in pieces[1:]:
         stored = one.stored
-        if not stored.shape or (stored.dtype, stored.shape[1:]) != (first.dtype, first.shape[1:]):
+        if not stored.shape or stored.shape[1:] != first.shape[1:]:
             raise UserError(
-                f"{pieces[0].file.path} keeps {escaped(pieces[0].key)} as {first.dtype} {list(first.shape)} and "
-                f"{escaped(one.key)} as {stored.dtype} {list(stored.shape)}, which a single file holds as one matrix.",
-                fix="save the model in one dtype first.",
+                f"{pieces[0].file.path} keeps {escaped(pieces[0].key)} as {list(first.shape)} and {escaped(one.key)} as "
+                f"{list(stored.shape)}, which a single file holds as one matrix.",
+                fix="take another copy of the model.",
             )
 
 
@@ -61,18 +59,17 @@ def imported(
     for theirs, weight in weights.items():
         ours, stored = table.rows[theirs], weight.stored
         if theirs in table.swapped:
-            yield _tensor(ours[0], stored.shape, _swapped(weight), stored.dtype, dtype)
+            yield new_tensor(ours[0], _swapped(weight), dtype, stored.shape)
             continue
         shape = stored.shape
         if is_vae and ".mid.attn_1." in theirs and len(shape) == 4:
             shape = shape[:2]  # diffusers has linear layers there
         if len(ours) == 1:
-            yield _tensor(ours[0], shape, [weight.range], stored.dtype, dtype)
+            yield new_tensor(ours[0], (weight,), dtype, shape)
             continue
         start = 0
         for name, length in zip(ours, _lengths(weight, len(ours), width), strict=True):
-            rows = Weight(weight.file, weight.key, (length, *shape[1:]), rows=(start, start + length))
-            yield _tensor(name, rows.shape, [rows.range], stored.dtype, dtype)
+            yield new_tensor(name, (_rows(weight, start, start + length),), dtype)
             start += length
 
 
@@ -89,21 +86,7 @@ def _lengths(weight: Weight, count: int, width: int) -> list[int]:
     return [width] * (count - 1) + [rest]
 
 
-def _tensor(
-    name: str, shape: tuple[int, ...], ranges: Iterable[ByteRange], stored: str, wanted: str | None
-) -> NewTensor:
-    target = target_dtype(stored, wanted)
-    if target == stored:
-        return NewTensor.copied(name, stored, shape, ranges)
-    return NewTensor(name, target, shape, partial(_cast, tuple(ranges), name, stored, target))
-
-
-def _cast(ranges: Sequence[ByteRange], name: str, stored: str, target: str) -> Iterator[bytes]:
-    for one in ranges:
-        yield from cast_chunks(one.chunks(), name, stored, target)
-
-
-def _swapped(weight: Weight) -> list[ByteRange]:
+def _swapped(weight: Weight) -> list[Weight]:
     """Both halves of the rows, the second first."""
     rows = weight.stored.shape[0] if weight.stored.shape else 0
     if rows % 2:
@@ -111,8 +94,11 @@ def _swapped(weight: Weight) -> list[ByteRange]:
             f"{weight.file.path} holds {escaped(weight.key)} with {rows} rows, which have no halves.",
             fix="take another copy of the model.",
         )
-    places = ((rows // 2, rows), (0, rows // 2))
-    return [Weight(weight.file, weight.key, weight.shape, rows=place).range for place in places]
+    return [_rows(weight, rows // 2, rows), _rows(weight, 0, rows // 2)]
+
+
+def _rows(weight: Weight, first: int, last: int) -> Weight:
+    return Weight(weight.file, weight.key, (last - first, *weight.stored.shape[1:]), rows=(first, last))
 
 
 def unit_matrix(name: str, width: int, dtype: str) -> NewTensor:

@@ -7,7 +7,7 @@ here from a pipeline that differs there carries its own configs in its header, a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ TEXT_ENCODERS = {
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
 }
+BODY = "model.diffusion_model."  # stands before the transformer's names; may be left out
 BUNDLED = Path(__file__).parent / "bundled"
 PIPELINES_BY_CHANNELS = {
     384: "FluxFillPipeline",
@@ -63,6 +64,17 @@ def model_name(transformer: Mapping[str, Any]) -> str:
     if transformer.get("dual_attention_layers"):
         return "sd35-medium"
     return "sd35-large" if transformer.get("qk_norm") else "sd3-medium"
+
+
+def family_of_tensors(names: Iterable[str]) -> str | None:
+    """The family whose transformer a single file with these tensors holds; None for any other file."""
+    for name in names:
+        name = name.removeprefix(BODY)
+        if name.startswith("double_blocks.0.img_attn."):
+            return "flux"
+        if name.startswith("joint_blocks.0."):
+            return "sd3"
+    return None
 
 
 def bundled_configs(model: str) -> Configs:

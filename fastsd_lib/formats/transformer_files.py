@@ -19,11 +19,20 @@ from fastsd_lib.core.tensor_file import NewTensor, TensorFile
 from fastsd_lib.core.text import escaped
 from fastsd_lib.formats import transformer_configs
 from fastsd_lib.formats.casting import target_dtype
-from fastsd_lib.formats.configs import METADATA_KEY
+from fastsd_lib.formats.configs import METADATA_KEY, pack
+from fastsd_lib.formats.modelspec import HASHES
+from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.row_copies import exported, imported, unit_matrix
-from fastsd_lib.formats.transformer_configs import FAMILIES, TEXT_ENCODERS, TRANSFORMER, Configs, model_name
-from fastsd_lib.formats.transformer_parts import (
+from fastsd_lib.formats.stored_weight import Weight
+from fastsd_lib.formats.transformer_configs import (
     BODY,
+    FAMILIES,
+    TEXT_ENCODERS,
+    TRANSFORMER,
+    Configs,
+    model_name,
+)
+from fastsd_lib.formats.transformer_parts import (
     LABELS,
     SHARED,
     STEMS,
@@ -36,7 +45,9 @@ from fastsd_lib.formats.transformer_parts import (
     refuse_packed,
     untied,
 )
-from fastsd_lib.formats.weights import Weight, part_files
+from fastsd_lib.formats.transformer_vae import other_vae
+from fastsd_lib.formats.transformer_words import lent_words
+from fastsd_lib.formats.weights import part_files
 
 # Of bundled/ -> what https://github.com/Stability-AI/ModelSpec headers call it.
 ARCHITECTURES = {
@@ -53,27 +64,25 @@ IMPLEMENTATIONS = {
 
 
 def plan_export(
-    folder: Path, dtype: str | None, parts: Collection[str] | None = None
+    folder: Path, dtype: str | None, parts: Collection[str] | None = None, vae: Path | None = None
 ) -> tuple[list[NewTensor], dict[str, str]]:
     """A Diffusers folder of SD3 or Flux as the tensors and the header entries of one file.
 
     `dtype`: fp16, bf16, fp32, or None to keep every byte. `parts`: of the pipeline, None for all that its
-    model_index.json lists; the transformer of Flux alone gets the bare names under which it goes round. UserError for
-    a folder that is another model's or lacks a part.
+    model_index.json lists; the transformer of Flux alone gets the bare names under which it goes round. `vae`: takes
+    the place of the model's own. UserError for a folder that is another model's or lacks a part.
     """
     configs = transformer_configs.folder_configs(folder)
     transformer = json.loads(configs[TRANSFORMER])
     family = FAMILIES[transformer["_class_name"]]
     chosen = _listed_parts(folder, family, configs, parts)
+    chosen += ["vae"] if vae and "vae" not in chosen else []
     tensors: list[NewTensor] = []
     for part in chosen:
-        places = part_files(folder / part, STEMS.get(part, "model"))
-        refuse_packed(folder / part, places)
-        names = {own_name(family, part, key): key for key in places if not is_leftover(family, part, key)}
-        weights = {
-            name: Weight(places[key], key, places[key].tensors[key].shape)
-            for name, key in untied(names).items()
-        }
+        if part == "vae" and vae:
+            configs["vae/config.json"], weights = other_vae(vae, family, transformer, configs)
+        else:
+            weights = _folder_weights(folder / part, family, part)
         table = part_table(family, part, configs)
         compare_names(
             folder / part, part, family, weights, [one for row in table.rows.values() for one in row]
@@ -89,13 +98,14 @@ def plan_export(
 
 
 def plan_import(
-    file: TensorFile, dtype: str | None = None
+    file: TensorFile, dtype: str | None = None, config_from: Path | None = None, vae: Path | None = None
 ) -> tuple[dict[str, str], dict[str, list[NewTensor]]]:
     """A single file of SD3 or Flux as small files (by their path in the folder) and tensors of each part.
 
     Only parts that the file holds are planned: the transformer always, VAE and text encoders where they are. The
-    file's own configs go first, then the published model's, corrected by the shapes. UserError for other models, for
-    files with packed numbers and for those that lack tensors.
+    file's own configs go first, then the published model's, corrected by the shapes. Tokenizers that the file does not
+    carry come from the Diffusers folder `config_from`, as far as it has them; `vae` as in `plan_export`. UserError for
+    other models, for files with packed numbers and for those that lack tensors.
     """
     family, keys = _keys_by_part(file)
     shapes = {part: {name: file.tensors[key] for name, key in names.items()} for part, names in keys.items()}
@@ -115,30 +125,52 @@ def plan_import(
         compare_names(file.path, part, family, names, wanted)
         weights = {name: Weight(file, key, file.tensors[key].shape) for name, key in names.items()}
         planned[part] = [*imported(weights, table, dtype, width, is_vae=part == "vae"), *made]
+    if vae:
+        configs["vae/config.json"], other = other_vae(vae, family, transformer, configs)
+        planned["vae"] = [new_tensor(name, (weight,), dtype) for name, weight in other.items()]
     configs["model_index.json"] = transformer_configs.pipeline_index(family, configs, planned)
+    configs |= lent_words(family, configs, planned, config_from)
     return {name: configs[name] for name in sorted(configs)}, planned
 
 
-def is_planned_here(family: str) -> bool:
-    """Whether models of this family are converted by the two plans above."""
-    return family in TEXT_ENCODERS
+def plan_repack(
+    file: TensorFile, dtype: str | None = None, vae: Path | None = None
+) -> tuple[list[NewTensor], dict[str, str]]:
+    """A single file of SD3 or Flux once more, every tensor under its name: in another dtype, with another VAE.
+
+    The second value is the whole header: what the file says of itself goes before what its shapes say.
+    """
+    family = transformer_configs.family_of_tensors(file.tensors)
+    if family is None:
+        raise _not_ours(file)
+    if dtype or vae:
+        refuse_packed(file.path, file.tensors)  # each number stands for another: only the bytes can be kept
+    configs = _transformer_config(family, file)
+    transformer = json.loads(configs[TRANSFORMER])
+    prefixes = ("vae.", "first_stage_model.")
+    planned = [
+        new_tensor(key, (Weight(file, key, one.shape),), dtype)
+        for key, one in file.tensors.items()
+        if not (vae and key.startswith(prefixes))
+    ]
+    if vae:
+        configs["vae/config.json"], weights = other_vae(vae, family, transformer, configs)
+        prefix = next((one for one in prefixes if any(key.startswith(one) for key in file.tensors)), None)
+        prefix = prefix or file_prefix(family, "vae", alone=False)
+        planned += exported(weights, part_table(family, "vae", configs), prefix, dtype, is_vae=True)
+    kept = {key: text for key, text in file.metadata.items() if key not in HASHES}
+    if vae and METADATA_KEY in kept:
+        kept[METADATA_KEY] = pack(configs)
+    return planned, _modelspec(file.path.stem, transformer) | kept
 
 
-def import_notes(configs: Mapping[str, str], parts: Collection[str]) -> tuple[str, ...]:
-    """What a folder made by `plan_import` still lacks before a picture can be drawn, a line each."""
-    family = FAMILIES[json.loads(configs[TRANSFORMER])["_class_name"]]
-    missing = [part for part in ("vae", *TEXT_ENCODERS[family]) if part not in parts]
-    notes = []
-    if missing:
-        notes.append(
-            f"The file holds no {', '.join(missing)}: take them from a Diffusers folder of the same model."
-        )
-    words = [part.replace("text_encoder", "tokenizer") for part in TEXT_ENCODERS[family] if part in parts]
-    if absent := [name for name in words if not any(key.startswith(f"{name}/") for key in configs)]:
-        notes.append(
-            f"The file holds no {', '.join(absent)}: copy them from a Diffusers folder of the same model."
-        )
-    return tuple(notes)
+def _transformer_config(family: str, file: TensorFile) -> Configs:
+    """The configs that a file carries, else what its transformer's shapes say."""
+    packed = file.metadata.get(METADATA_KEY)
+    if packed:
+        return transformer_configs.unpacked_configs(packed, ["transformer"], file.path)
+    shapes = {key.removeprefix(BODY): one for key, one in file.tensors.items()}
+    return transformer_configs.derived_configs(family, {"transformer": shapes}, file.path)
 
 
 # ------------------------------------------------------------------ folder to file
@@ -172,6 +204,15 @@ def _listed_parts(
     return chosen
 
 
+def _folder_weights(folder: Path, family: str, part: str) -> dict[str, Weight]:
+    places = part_files(folder, STEMS.get(part, "model"))
+    refuse_packed(folder, places)
+    names = {own_name(family, part, key): key for key in places if not is_leftover(family, part, key)}
+    return {
+        name: Weight(places[key], key, places[key].tensors[key].shape) for name, key in untied(names).items()
+    }
+
+
 def _modelspec(title: str, transformer: Mapping[str, Any]) -> dict[str, str]:
     """The header entries that other programs show; a flow is neither of the two predictions that they can name."""
     name = model_name(transformer)
@@ -192,7 +233,7 @@ def _modelspec(title: str, transformer: Mapping[str, Any]) -> dict[str, str]:
 def _keys_by_part(file: TensorFile) -> tuple[str, dict[str, dict[str, str]]]:
     """The family of a file, and its tensors as part -> name without prefix -> name in the file."""
     refuse_packed(file.path, file.tensors)
-    family = next((found for name in file.tensors if (found := _family_of(name))), None)
+    family = transformer_configs.family_of_tensors(file.tensors)
     if family is None:
         raise _not_ours(file)
     prefixes = {f"text_encoders.{name}.transformer.": part for part, name in TEXT_ENCODERS[family].items()}
@@ -214,13 +255,6 @@ def _keys_by_part(file: TensorFile) -> tuple[str, dict[str, dict[str, str]]]:
             )
         keys[part][name] = key
     return family, {part: untied(names) for part, names in keys.items()}
-
-
-def _family_of(name: str) -> str | None:
-    name = name.removeprefix(BODY)
-    if name.startswith("double_blocks.0.img_attn."):
-        return "flux"
-    return "sd3" if name.startswith("joint_blocks.0.") else None
 
 
 def _not_ours(file: TensorFile) -> UserError:

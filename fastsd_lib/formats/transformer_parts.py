@@ -12,10 +12,9 @@ from fastsd_lib.formats.flux_maps import flux_table
 from fastsd_lib.formats.row_tables import RowTable
 from fastsd_lib.formats.sd3_maps import sd3_table
 from fastsd_lib.formats.shared_maps import clip_rows, t5_rows, vae_rows
-from fastsd_lib.formats.transformer_configs import TEXT_ENCODERS
+from fastsd_lib.formats.transformer_configs import BODY, TEXT_ENCODERS
 from fastsd_lib.formats.weights import LEFTOVERS, modern_name
 
-BODY = "model.diffusion_model."
 VAE_PREFIXES = {"flux": "vae.", "sd3": "first_stage_model."}  # what is written; both are read
 LABELS = {"flux": "Flux.1", "sd3": "SD3"}
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # text encoders: "model"

@@ -17,12 +17,15 @@ from tiny_transformers import save_flux, save_sd3
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import NewTensor, header_bytes, read_tensor_file, write_tensor_file
 from fastsd_lib.formats.configs import METADATA_KEY
+from fastsd_lib.formats.conversion import ConversionChoices, convert_model
 from fastsd_lib.formats.flux_maps import flux_table
 from fastsd_lib.formats.sd3_maps import sd3_table
 from fastsd_lib.formats.transformer_configs import bundled_configs, carried_configs, folder_configs
-from fastsd_lib.formats.transformer_files import import_notes, plan_export, plan_import
+from fastsd_lib.formats.transformer_files import plan_export, plan_import, plan_repack
+from fastsd_lib.formats.transformer_words import import_notes
 from fastsd_lib.models.identify import describe
 from fastsd_lib.models.kinds import Kind
+from fastsd_lib.workflows.converting import convert
 
 MODELS = {
     "dev": lambda folder: save_flux(folder),
@@ -311,6 +314,110 @@ def test_shards_and_variants_are_read(folders, tmp_path):
     same(load_file(whole_file), parted)
 
 
+# ------------------------------------------------------------------ through the doors that users open
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("name", ["dev", "3.5 medium"])
+def test_convert_goes_there_and_back(folders, tmp_path, name, suffix):
+    folder = folders(name)
+    file = convert(folder, tmp_path / f"model{suffix}")
+    assert (file.family, file.layout, file.notes) == ("flux" if name == "dev" else "sd3", "single_file", ())
+    if suffix == ".safetensors":
+        said = read_tensor_file(file.path).metadata
+        assert (said["modelspec.title"], said["modelspec.resolution"]) == ("model", "1024x1024")
+        wanted = "flux-1-dev" if name == "dev" else "stable-diffusion-v3.5-medium"
+        assert said["modelspec.architecture"] == wanted
+        assert said["modelspec.hash_sha256"].startswith("0x")
+    else:
+        held = torch.load(file.path, weights_only=True)["state_dict"]
+        same(load_file(written(folder, tmp_path / "plain.safetensors")), held)
+    back = convert(file.path, tmp_path / "back")
+    assert (back.layout, back.notes) == ("diffusers", ())
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        same(weights(folder, part), weights(back.path, part))
+
+
+def test_diffusers_and_our_engine_draw_from_what_came_back(folders, tmp_path):
+    """The folder that was made of the file draws the very picture of the folder that the file was made of."""
+    from fastsd_lib.core.model_files import ModelFiles
+    from fastsd_lib.generation.engine import load_engine
+    from fastsd_lib.generation.request import GenerationRequest
+
+    file = convert_model(folders("dev"), tmp_path / "model.safetensors")
+    back = convert_model(file.path, tmp_path / "back")
+    order = GenerationRequest("a red star", inference_steps=1, seed=3, width_px=32, height_px=32)
+    made = [
+        load_engine(ModelFiles("flux", "diffusers", path), device="cpu").generate(order)[0].image
+        for path in (folders("dev"), back.path)
+    ]
+    assert np.array_equal(*(np.asarray(image) for image in made))
+
+
+def test_a_bare_file_takes_its_tokenizers_from_a_folder(folders, tmp_path):
+    folder = folders("3 medium")
+    bare = written(folder, tmp_path / "bare.safetensors", bare=True)
+    back = convert_model(bare, tmp_path / "back", ConversionChoices(config_from=folder))
+    assert back.notes == ()
+    for name in ("tokenizer/vocab.json", "tokenizer_2/merges.txt", "tokenizer_3/tokenizer.json"):
+        assert (back.path / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((back.path / "tokenizer_2/tokenizer_config.json").read_text())["pad_token"] == "!"
+    # A folder with CLIP's words alone lends those; one of other words lends nothing.
+    clip = tmp_path / "clip"
+    (clip / "tokenizer").mkdir(parents=True)
+    for name in ("vocab.json", "merges.txt"):
+        (clip / "tokenizer" / name).write_bytes((folder / "tokenizer" / name).read_bytes())
+    back = convert_model(bare, tmp_path / "second", ConversionChoices(config_from=clip))
+    assert (
+        len(back.notes) == 1 and "holds no tokenizer_3" in back.notes[0] and "--config-from" in back.notes[0]
+    )
+    (clip / "tokenizer/vocab.json").write_text('{"a": 0}')
+    with pytest.raises(UserError, match="no tokenizer for tokenizer, tokenizer_2, tokenizer_3 that fits"):
+        convert_model(bare, tmp_path / "third", ConversionChoices(config_from=clip))
+    assert not (tmp_path / "third").exists()
+
+
+def test_another_vae_takes_the_place_of_the_models_own(folders, tmp_path):
+    """In every direction, from a folder or a file of its own; one that scales latents differently is refused."""
+    other = save_flux(tmp_path / "other", layers=1, seed=50).path
+    alone = tmp_path / "ae.safetensors"
+    given = load_file(written(other, tmp_path / "other.safetensors"))
+    wanted = {name: one for name, one in given.items() if name.startswith("vae.")}
+    save_file({name.removeprefix("vae."): one for name, one in wanted.items()}, alone)
+    file = convert_model(folders("dev"), tmp_path / "own.safetensors").path
+    for number, (source, vae) in enumerate(((folders("dev"), other), (file, other), (file, alone))):
+        made = convert_model(source, tmp_path / f"{number}.safetensors", ConversionChoices(vae=vae))
+        assert len(made.notes) == (vae == alone)
+        found = load_file(made.path)
+        same({name: one for name, one in found.items() if name.startswith("vae.")}, wanted)
+        assert found.keys() == load_file(file).keys()
+        back = convert_model(made.path, tmp_path / f"back{number}").path
+        same(weights(other, "vae"), weights(back, "vae"))
+    back = convert_model(file, tmp_path / "back", ConversionChoices(vae=alone))
+    assert "does not say whose VAE it is" in back.notes[0]
+    same(weights(other, "vae"), weights(back.path, "vae"))
+    assert json.loads((back.path / "vae/config.json").read_text())["scaling_factor"] == 0.3611
+    with pytest.raises(UserError, match=r"scales latents by 1\.5305, this model by 0\.3611"):
+        convert_model(file, tmp_path / "no.safetensors", ConversionChoices(vae=folders("3 medium")))
+    with pytest.raises(UserError, match=r"scales latents by 1\.5305, this model by 0\.3611"):
+        sd3 = written(folders("3 medium"), tmp_path / "sd3.safetensors")
+        convert_model(file, tmp_path / "no.safetensors", ConversionChoices(vae=sd3))
+
+
+def test_a_file_is_written_anew_in_another_dtype(folders, tmp_path):
+    file = convert_model(folders("schnell"), tmp_path / "own.safetensors").path
+    half = convert_model(file, tmp_path / "half.safetensors", ConversionChoices(dtype="bf16")).path
+    same({name: one.bfloat16() for name, one in load_file(file).items()}, load_file(half))
+    assert read_tensor_file(half).metadata[METADATA_KEY] == read_tensor_file(file).metadata[METADATA_KEY]
+    # Packed numbers may be copied, never computed with.
+    packed = load_file(file) | {"model.diffusion_model.scaled_fp8": torch.ones(1)}
+    save_file(packed, tmp_path / "packed.safetensors")
+    opened = read_tensor_file(tmp_path / "packed.safetensors")
+    assert len(plan_repack(opened)[0]) == len(packed)
+    with pytest.raises(UserError, match="packed or scaled"):
+        plan_repack(opened, "fp16")
+
+
 # ------------------------------------------------------------------ what is refused
 
 
@@ -401,8 +508,10 @@ def test_a_folder_that_is_not_whole_is_refused(folders, tmp_path):
     path = folder / "transformer/diffusion_pytorch_model.safetensors"
     query = "transformer_blocks.0.attn.to_q.weight"
     save_file(given | {query: given[query].half()}, path)
-    with pytest.raises(UserError, match=r"to_q\.weight as F16"):
+    with pytest.raises(UserError, match="different number formats") as told:
         plan_export(folder, None)
+    assert "--dtype" in told.value.fix
+    assert plan_export(folder, "bf16")
     save_file({name: one for name, one in given.items() if name != query}, path)
     with pytest.raises(UserError, match=r"lacks 1 of .* transformer_blocks\.0\.attn\.to_q\.weight"):
         plan_export(folder, None)
@@ -504,7 +613,7 @@ def test_planning_24_gigabytes_takes_64_megabytes_and_no_torch(tmp_path):
     count, size, peak_kib, *heavy = told[0].split()
     assert heavy == []
     assert int(peak_kib) < 64 * 1000
-    assert int(count) == len(shapes) and int(size) == sum(2 * int(np.prod(s)) for s in shapes.values())
+    assert int(count) == len(shapes) and int(size) == 23_802_816_640  # as the published folder counts
     assert {line.split()[0]: tuple(map(int, line.split()[1:])) for line in told[1:]} == shapes
 
 
