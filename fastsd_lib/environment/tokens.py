@@ -10,6 +10,7 @@ from pathlib import Path
 from fastsd_lib.environment import drive, hosts
 
 NAME = "HF_TOKEN"
+CIVITAI_NAMES = ("CIVITAI_TOKEN", "CIVITAI_API_TOKEN", "CIVITAI_API_KEY")
 MAX_BYTES = 4096  # a token has some forty letters; a file of more is something else
 
 
@@ -25,6 +26,12 @@ def hub_token(root: Path | None = None, environment: Mapping[str, str] = os.envi
         lambda: _first_word(token_file(root or hosts.default_root())),
     )
     return next((token for find in places if (token := (find() or "").strip())), None)
+
+
+def civitai_token(root: Path | None = None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The user's API key for CivitAI: the host's Secrets, CIVITAI_TOKEN, civitai_token.txt beside token.txt; or None."""
+    file = token_file(root or hosts.default_root()).with_name("civitai_token.txt")
+    return secret(*CIVITAI_NAMES, environment=environment) or _first_word(file)
 
 
 def secret(*names: str, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -19,11 +19,10 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 #: Where files want an account -> how to show one.
 _ACCOUNTS = {
-    "huggingface.co": "accept the licence on its page, and set HF_TOKEN to a token of that account"
-    " (huggingface.co/settings/tokens), or put it into token.txt.",
+    "huggingface.co": "check the spelling; if the model is gated, accept its licence on its page, and set HF_TOKEN"
+    " to a token of that account (huggingface.co/settings/tokens), or put it into token.txt.",
     "civitai.com": "make an API key (civitai.com/user/account) and set CIVITAI_TOKEN, or put it into civitai_token.txt.",
 }
-_ANY_ACCOUNT = "sign in there with your browser, download the file and give its path."
 LATER = "try again later: what was fetched so far is kept."
 
 
@@ -83,12 +82,11 @@ def read_offer(
 
 
 def failure_of(status: int, retry_after: str, url: str, most_wait_s: float) -> Failed:
-    host = urlsplit(url).hostname or ""
-    account = next((fix for site, fix in _ACCOUNTS.items() if host == site or host.endswith(f".{site}")), "")
+    account = account_fix(url)
     if status == 401:
-        return Failed("wants you to sign in (401)", account or _ANY_ACCOUNT)
+        return Failed("wants you to sign in (401)", account)
     if status == 403:
-        return Failed("does not let you have this file (403)", account or _ANY_ACCOUNT)
+        return Failed("does not let you have this file (403)", account)
     if status in (404, 410):
         return Failed(
             f"has no such file ({status})", "check the address: the file may have been renamed or removed."
@@ -102,6 +100,15 @@ def failure_of(status: int, retry_after: str, url: str, most_wait_s: float) -> F
             return Failed(f"{why} and wants {wait_s:,.0f} s of rest ({status})")
         return Failed(f"{why} ({status})", again=True, wait_s=wait_s)
     return Failed(f"answers {status}", "check the address, or take another one.")
+
+
+def account_fix(
+    url: str, otherwise: str = "sign in there with your browser, download the file and give its path."
+) -> str:
+    """How to be let in at the host of `url`."""
+    host = urlsplit(url).hostname or ""
+    found = (fix for site, fix in _ACCOUNTS.items() if host == site or host.endswith(f".{site}"))
+    return next(found, otherwise)
 
 
 def web_page_title(head: bytes, content_type: str) -> str | None:

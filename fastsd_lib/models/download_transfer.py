@@ -29,6 +29,7 @@ from fastsd_lib.models.download_answers import (
     Changed,
     Failed,
     Offer,
+    account_fix,
     linked_hash,
     read_offer,
     web_page_title,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 READ_BYTES = 256 << 10
 HEAD_BYTES = 512  # enough to tell a web page from a model
 _MOVED_ON = {*REDIRECTS, 401, 403, 404, 410}  # from where redirects once led: such addresses expire
+_OPEN_IT = "open the address in your browser, sign in or accept there what it asks, and take the link of the file itself."
 _ASKED = {"accept": "*/*", "accept-encoding": "identity"}
 
 
@@ -292,7 +294,7 @@ class Transfer:
         title = web_page_title(head, said)
         raise Failed(
             "gives a web page in place of the file" + (f': "{title}"' if title else ""),
-            "open the address in your browser, sign in or accept there what it asks, and take the link of the file itself.",
+            account_fix(opened.url, _OPEN_IT),
         )
 
 

@@ -307,7 +307,7 @@ def _put(part: Part, folder: Path, name: str, sha256: str) -> Path:
 
 def _lies_there(source: Source, folder: Path) -> Path | None:
     """The file, if it is there by its name and has the hash that it should have."""
-    if not (source.sha256 and source.name):
+    if not source.sha256:
         return None
     path = folder / chosen_name(source.name, "", source.url, "")
     same = path.is_file() and (not source.size_bytes or path.stat().st_size == source.size_bytes)

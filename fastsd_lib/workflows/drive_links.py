@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +17,7 @@ from fastsd_lib.core.file_kinds import kind_of_file
 from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.core.text import escaped
+from fastsd_lib.models.download_names import chosen_name, free_place, with_true_suffix
 from fastsd_lib.sessions.intake import Intake
 
 _STALLED_S = 60.0
@@ -35,6 +38,41 @@ def fetch(link: str, folder: Path, report: Report) -> Path | tuple[Intake, str]:
     if kind == "file":
         return _fetch_file(identity, folder)
     return _fetch_folder(identity, folder, report)
+
+
+def fetch_model(link: str, folder: Path, report: Report) -> Path:
+    """The file behind a link, in `folder` by the name that Drive tells; what was broken off is gone on with.
+
+    UserError for the link of a folder, and when Drive gives a web page in place of the file.
+    """
+    require("gdown", group="core")
+    kind, identity = _identity(link)
+    if kind == "folder":
+        raise UserError(
+            "This Google Drive link is of a folder.",
+            fix="give the link of one file in it, or its path on Drive.",
+        )
+    scratch = folder / "from-drive"
+    scratch.mkdir(parents=True, exist_ok=True)
+    report(ProgressEvent("download from Google Drive", 0, 1))
+    try:
+        _gdown("download", id=identity, output=f"{scratch}/", resume=True)
+        found = [path for path in scratch.iterdir() if path.suffix != ".part" and not path.is_symlink()]
+        if len(found) != 1 or not found[0].is_file():
+            raise UserError("Google Drive gave no file.", fix=_SHARE)
+        try:
+            _refuse_web_page(found[0], "the file")
+        except UserError:
+            found[0].unlink()
+            raise
+        name = chosen_name("", found[0].name, "", identity)
+        final = free_place(folder, with_true_suffix(name, found[0]))
+        found[0].rename(final)
+    finally:
+        with suppress(OSError):  # it stays when what is in it can be gone on with
+            scratch.rmdir()
+    report(ProgressEvent("download from Google Drive", 1, 1))
+    return final
 
 
 def _identity(link: str) -> tuple[str, str]:
@@ -119,6 +157,10 @@ def _gdown(function: str, **wanted: Any) -> Any:
     except UserError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "The disk is full.", fix="free some space and run this again: it goes on where it stopped."
+            ) from None
         if error.errno and error.filename:  # our disk
             raise
         raise _no_answer(error) from None
@@ -134,6 +176,11 @@ def _no_answer(error: Exception) -> UserError:
         )
     if "50 files" in text or "MaximumLimit" in kind:
         return UserError("This gdown lists only 50 files of a folder.", fix="pip install --upgrade gdown")
+    if "too many users" in text.lower() or "quota" in text.lower():
+        return UserError(
+            "Google Drive gives this file to nobody now: too many people have fetched it (its quota is used up).",
+            fix="try again tomorrow, or add the file to your own Drive, make a copy there and give that one's path.",
+        )
     return UserError(
         "Google Drive does not show what is behind this link: it is not shared with everybody.", fix=_SHARE
     )

@@ -1,35 +1,31 @@
-"""Models and LoRA files by whatever names them: a name, a session, a path, a Hugging Face or a Google Drive link."""
+"""Models and LoRA files by whatever names them: a name, a session, a path, or a link to a file or a repository."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from fastsd_lib.core.archives import path_danger
-from fastsd_lib.core.errors import UserError, require
-from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
-from fastsd_lib.core.progress import silent
+from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.tensor_file import read_tensor_file
 from fastsd_lib.core.text import escaped
 from fastsd_lib.environment.tokens import hub_token
 from fastsd_lib.generation.library import find_files
 from fastsd_lib.models import registry
-from fastsd_lib.workflows import drive_links, hub
+from fastsd_lib.models.kind import KIND_WORDS
+from fastsd_lib.workflows import hub
+from fastsd_lib.workflows.model_downloads import STAGING, Shelf, bring
+from fastsd_lib.workflows.model_sources import WORKS, is_file_of_hub, is_link
 
 MODELS = (".safetensors", ".ckpt")
-_FILE_OF_HUB = re.compile(r"/(?:blob|resolve|raw)/([^/]+)/(.+)")
-WORKS = (
-    "a Hugging Face link such as https://huggingface.co/org/name/blob/main/file.safetensors, a Google Drive link "
-    "that everyone may open, or the path of a file that you downloaded"
-)
 
 
-def find_model(text: str | Path, root: Path | None = None, checkpoints: Path | None = None) -> ModelFiles:
+def find_model(
+    text: str | Path, root: Path | None = None, checkpoints: Path | None = None, report: Report = silent
+) -> ModelFiles:
     """The model behind a name, a trained session of `root`, a file in `checkpoints`, a path, a Hub id or a link.
 
     Downloads when it must. UserError with what works instead for anything else.
@@ -37,17 +33,15 @@ def find_model(text: str | Path, root: Path | None = None, checkpoints: Path | N
     name = str(text).strip() or registry.EMBEDDED
     if is_link(name):
         linked = hub.repository_of(name)
-        if linked is None or _FILE_OF_HUB.search(urlsplit(name).path):
-            return registry.base_model(fetch(name))
+        if linked is None or is_file_of_hub(name):
+            return registry.base_model(fetch(name, root, report))
         name = linked[0]
     elif name != registry.EMBEDDED and not Path(name).expanduser().exists():
+        if is_file_of_hub(name):
+            return registry.base_model(fetch(name, root, report))
         here = _of_session(name, root) or _of_folder(name, checkpoints)
         name = str(here or name)
-    return registry.base_model(name, token=lambda: hub_token(root))
-
-
-def is_link(text: str) -> bool:
-    return bool(re.match(r"[a-z][a-z0-9+.-]*://", text.strip(), re.IGNORECASE))
+    return registry.base_model(name, token=lambda: hub_token(root), root=root, report=report)
 
 
 def split_links(text: str) -> list[str]:
@@ -55,98 +49,46 @@ def split_links(text: str) -> list[str]:
     return [one for one in re.split(r"[\s,]+", text) if one]
 
 
-def add_to_library(links: Iterable[str], folder: Path) -> list[Path]:
+def add_to_library(links: Iterable[str], folder: Path, report: Report = silent) -> list[Path]:
     """Have each file, a link or a path, lie in `folder`; one that is there by its name is not fetched again.
 
-    Only .safetensors: UserError for anything else, before it is put anywhere.
+    Only .safetensors: UserError for anything else, before it is put there.
     """
+    shelf = Shelf(dict.fromkeys(KIND_WORDS, folder), folder / STAGING, None, _check_safetensors)
     added = []
     for link in links:
-        name = _name_of(link)
-        final = folder / name
-        if not (name.endswith(".safetensors") and final.is_file()):
-            found = fetch(link) if is_link(link) else Path(link).expanduser()
-            if not found.is_file():
-                raise UserError(f"There is no file {escaped(link)}.", fix=f"give {WORKS}.")
-            _check_safetensors(found)
-            final = folder / found.with_suffix(".safetensors").name
-            with atomic_path(final) as scratch:
-                shutil.copyfile(found, scratch)
-        added.append(final)
+        named = folder / PurePosixPath(unquote(urlsplit(link).path) if is_link(link) else link).name
+        if named.suffix == ".safetensors" and named.is_file():
+            added.append(named)
+        elif is_link(link) or is_file_of_hub(link) or Path(link).expanduser().is_file():
+            added.append(bring(_of_a_file(link), shelf, report=report).path)
+        else:
+            raise UserError(f"There is no file {escaped(link)}.", fix=f"give {WORKS}.")
     return added
 
 
-def fetch(link: str) -> Path:
-    """The file behind a link, kept in the cache of downloads. UserError for what cannot be fetched."""
-    if hub.repository_of(link) is not None:
-        return _from_hub(link)
-    if drive_links.is_drive(link):
-        return _from_drive(link)
-    host = urlsplit(link).hostname or link[:40]
-    raise UserError(f"Files behind {escaped(host)} are not fetched here.", fix=f"give {WORKS}.")
+def fetch(link: str, root: Path | None = None, report: Report = silent) -> Path:
+    """The file behind a link, kept in the cache of downloads. UserError for what cannot be fetched or is no model."""
+    cache = Path.home() / ".cache" / "fastsd" / "links"
+    shelf = Shelf(dict.fromkeys(KIND_WORDS, cache), cache / STAGING, root)
+    return bring(_of_a_file(link), shelf, report=report).path
 
 
-def _from_hub(link: str) -> Path:
-    (repository, kind), found = hub.repository_of(link) or ("", ""), _FILE_OF_HUB.search(urlsplit(link).path)
-    if found is None:
-        raise UserError(f"This link names {repository}, but no file of it.", fix=f"give {WORKS}.")
-    revision, name = unquote(found[1]), unquote(found[2])
-    if reason := path_danger(name):
-        raise UserError(f"This link cannot be followed: {reason}.", fix=f"give {WORKS}.")
-    require("huggingface_hub", group="core")
-    from huggingface_hub import hf_hub_download
-
-    token = hub_token(None)
-    try:
-        return Path(
-            hf_hub_download(repository, name, repo_type=kind, revision=revision, token=token or False)
-        )
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno and error.filename:
-            raise
-        raise hub.plain_error(error, repository, token) from None
+def _of_a_file(link: str) -> str:
+    if is_link(link) and not is_file_of_hub(link) and (linked := hub.repository_of(link)):
+        raise UserError(f"This link names {linked[0]}, but no file of it.", fix=f"give {WORKS}.")
+    return link
 
 
-def _from_drive(link: str) -> Path:
-    """Drive tells no name: the file is called by the link's id, and must be safetensors."""
-    if "/folders/" in link:
-        raise UserError(
-            "This Google Drive link is of a folder.",
-            fix="give the link of one file in it, or its path on Drive.",
-        )
-    final = _drive_cache() / _name_of(link)
-    if final.is_file():
-        return final
-    with tempfile.TemporaryDirectory() as scratch:
-        fetched = drive_links.fetch(link, Path(scratch), silent)
-        assert isinstance(fetched, Path)  # a folder was refused above
-        _check_safetensors(fetched, "behind this link")
-        with atomic_path(final) as place:
-            shutil.move(fetched, place)
-    return final
-
-
-def _check_safetensors(file: Path, what: str = "") -> None:
+def _check_safetensors(file: Path) -> None:
     """By what is in it: names lie, and a pickled file runs what its maker wants."""
     try:
         read_tensor_file(file)
     except UserError:
         raise UserError(
-            f"The file {what or escaped(file.name)} is no .safetensors file.",
+            f"{escaped(file.name)} is no .safetensors file.",
             fix="take the .safetensors version of it: pickled files are not opened.",
         ) from None
-
-
-def _drive_cache() -> Path:
-    return Path.home() / ".cache" / "fastsd" / "drive"
-
-
-def _name_of(link: str) -> str:
-    """What the file behind a link or path is called here."""
-    if is_link(link) and drive_links.is_drive(link):
-        found = re.search(r"[-\w]{20,}", link)
-        return f"drive-{found[0] if found else 'file'}.safetensors"
-    return PurePosixPath(unquote(urlsplit(link).path) if is_link(link) else link.replace("\\", "/")).name
 
 
 def _of_session(name: str, root: Path | None) -> Path | None:

@@ -96,15 +96,23 @@ def test_a_path_is_copied_and_what_is_no_safetensors_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "link",
     [
-        "https://civitai.com/api/download/models/1", "http://example.org/a.safetensors", "ftp://a/b.safetensors",
+        "http://example.org/a.safetensors",
+        "ftp://a/b.safetensors",
         "file:///etc/passwd",
+        "https://127.0.0.1/a",
     ],
-)  # fmt: skip
-def test_links_to_elsewhere_are_refused_and_what_works_is_said(link):
-    for find in (file_links.find_model, file_links.fetch):
-        with pytest.raises(UserError, match="are not fetched here") as caught:
+)
+def test_links_that_are_no_public_https_ones_are_refused(link, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for find in (
+        file_links.find_model,
+        file_links.fetch,
+        lambda one: file_links.add_to_library([one], tmp_path),
+    ):
+        with pytest.raises(UserError, match=r"is not a plain https address|leads to this machine") as caught:
             find(link)
-        assert "Hugging Face link" in caught.value.fix and "Google Drive" in caught.value.fix
+        assert "download the file yourself" in caught.value.fix
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_links_that_name_no_file_or_leave_the_folder_are_refused():
