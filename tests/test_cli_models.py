@@ -1,0 +1,251 @@
+"""`fastsd identify`, `convert` and `models` as a user types them, on real files; mistakes included."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy
+import pytest
+import safetensors
+import safetensors.numpy
+
+from fastsd_lib.cli import main
+from fastsd_lib.core.errors import UserError
+from fastsd_lib.models.registry import EMBEDDED_FOLDER, EXTRAS_FOLDER
+
+LORA, CONTROL = (
+    EXTRAS_FOLDER / "Lora/tiny_night.safetensors",
+    EXTRAS_FOLDER / "ControlNet/tiny_canny.safetensors",
+)
+
+
+@pytest.fixture
+def fastsd(capsys, monkeypatch, tmp_path):
+    """Runs a command here; gives what it printed, as JSON where that was asked for."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def run(*words):
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 0
+        printed = capsys.readouterr().out
+        return json.loads(printed) if "--json" in words else printed
+
+    return run
+
+
+@pytest.fixture
+def exported(fastsd, tmp_path):
+    """The embedded model as one file."""
+    fastsd("convert", EMBEDDED_FOLDER, tmp_path / "one.safetensors")
+    return tmp_path / "one.safetensors"
+
+
+def weights(file) -> dict:
+    return safetensors.numpy.load_file(file)
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "fix"),
+    [
+        (["identify", "nothing.safetensors"], "no file or folder nothing.safetensors", "check the path"),
+        (["identify"], "FILE", "identify --help"),
+        (["convert", "nothing", "to.safetensors"], "no file or folder nothing", "check the path"),
+        (["convert", EMBEDDED_FOLDER, "x.safetensors", "--dtype", "fp61"], "no 'fp61'", "did you mean fp16"),
+        (
+            ["convert", EMBEDDED_FOLDER, "x.safetensor"],
+            "Nothing is written as .safetensor",
+            "did you mean x.safetensors?",
+        ),
+        (["convert", EMBEDDED_FOLDER, ""], "No target", "name a folder"),
+        (["convert", EMBEDDED_FOLDER, "x.safetensors", "--dtpye", "fp16"], "--dtpye", "--help"),
+        (["convert", EMBEDDED_FOLDER, "x.safetensors", "--vae", "gone.pt"], "gone.pt", "check the path"),
+        (["models"], "ACTION", "models --help"),
+        (["models", "lsit"], "no 'lsit'", "did you mean list"),
+        (["models", "list", "--family", "sdx"], "family cannot be 'sdx'", "did you mean sdxl?"),
+        (["models", "info", "stable-difusion"], "No model 'stable-difusion'", "models list"),
+        (["models", "verify", "nothing.pt"], "nothing.pt", "check the path"),
+        (["models", "verify", LORA, CONTROL, "--sha256", "0" * 64], "several", "that file alone"),
+        (["models", "download"], "NAME|LINK", "models download --help"),
+    ],
+)
+def test_a_mistake_says_what_is_wrong_and_what_to_type(words, said, fix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main([str(word) for word in words])
+    assert said in caught.value.message and fix in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outside_it_is_two_lines_and_exit_2(tmp_path):
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>" + " " * 500)
+    command = [sys.executable, "-m", "fastsd_lib", "identify", str(tmp_path / "page.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "web page" in done.stderr and len(done.stderr.strip().splitlines()) == 2
+
+
+# ------------------------------------------------------------------ identify
+
+
+def test_one_file_is_told_fact_by_fact(fastsd):
+    told = fastsd("identify", CONTROL)
+    assert (
+        "kind: controlnet" in told
+        and "dtypes: F16" in told
+        and f"size_bytes: {CONTROL.stat().st_size:,}" in told
+    )
+    value = fastsd("identify", EMBEDDED_FOLDER, "--json")
+    assert (value["kind"], value["family"], value["naming"]) == ("checkpoint", "sd1", "diffusers")
+    assert {"path", "layout", "dtypes", "tensors", "size_bytes", "prediction", "metadata", "needs"} <= set(
+        value
+    )
+
+
+def test_several_files_are_a_table_and_a_folder_is_all_that_is_in_it(fastsd):
+    told = fastsd("identify", LORA, CONTROL, EMBEDDED_FOLDER)
+    assert [line.split()[0] for line in told.splitlines()] == ["kind", "LoRA", "controlnet", "checkpoint"]
+    rows = fastsd("identify", EXTRAS_FOLDER, "--json")
+    assert {row["kind"] for row in rows} == {"lora", "controlnet", "embedding"}
+
+
+def test_a_file_that_cannot_be_told_stands_in_the_table_and_is_an_error_after_it(tmp_path, capsys):
+    (tmp_path / "cut.safetensors").write_bytes(LORA.read_bytes()[:3000])
+    with pytest.raises(UserError, match="1 of 2 cannot be told") as caught:
+        main(["identify", str(LORA), str(tmp_path / "cut.safetensors"), "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [bool(row["problem"]) for row in rows] == [False, True] and "cut.safetensors" in str(caught.value)
+
+
+# ------------------------------------------------------------------ convert
+
+
+def test_a_folder_becomes_a_file_and_a_folder_again_bit_for_bit(fastsd, exported, tmp_path):
+    value = fastsd("convert", exported, tmp_path / "again", "--json")
+    assert (value["kind"], value["family"], value["layout"]) == ("checkpoint", "sd1", "diffusers")
+    for part in ("unet", "vae"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        before, after = weights(EMBEDDED_FOLDER / name), weights(tmp_path / "again" / name)
+        assert before.keys() == after.keys()
+        assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+
+
+def test_the_number_format_is_the_one_asked_for_and_the_values_are_those_that_numpy_rounds_to(
+    fastsd, exported, tmp_path
+):
+    fastsd("convert", exported, tmp_path / "wide.safetensors", "--dtype", "fp32")
+    before, after = weights(exported), weights(tmp_path / "wide.safetensors")
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    assert before[name].dtype == numpy.float16 and after[name].dtype == numpy.float32
+    assert (before[name].astype("float32") == after[name]).all()
+
+
+def test_a_ckpt_is_written_that_torch_opens_without_running_anything(fastsd, exported, tmp_path):
+    import torch
+
+    fastsd("convert", exported, tmp_path / "one.ckpt")
+    state = torch.load(tmp_path / "one.ckpt", weights_only=True, map_location="cpu")["state_dict"]
+    before = weights(exported)
+    assert all((state[name].numpy() == value).all() for name, value in before.items())
+
+
+def test_the_hash_is_in_the_metadata_unless_it_is_left_out(fastsd, exported, tmp_path):
+    fastsd("convert", EMBEDDED_FOLDER, tmp_path / "bare.safetensors", "--no-hash")
+    with (
+        safetensors.safe_open(exported, "np") as with_hash,
+        safetensors.safe_open(tmp_path / "bare.safetensors", "np") as without,
+    ):
+        assert with_hash.metadata()["modelspec.hash_sha256"].startswith("0x")
+        assert "modelspec.hash_sha256" not in without.metadata()
+
+
+def test_a_lora_changes_its_names_and_back_keeps_every_bit(fastsd, tmp_path):
+    layers = ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+              "lora_te_text_model_encoder_layers_3_self_attn_q_proj")  # fmt: skip
+    random = numpy.random.default_rng(2)
+    arrays = {}
+    for layer, wide in zip(layers, (640, 768), strict=True):
+        arrays[f"{layer}.lora_down.weight"] = random.standard_normal((4, 768)).astype("float16")
+        arrays[f"{layer}.lora_up.weight"] = random.standard_normal((wide, 4)).astype("float16")
+        arrays[f"{layer}.alpha"] = numpy.array(2, "float16")
+    safetensors.numpy.save_file(arrays, tmp_path / "one.safetensors")
+    fastsd("convert", tmp_path / "one.safetensors", tmp_path / "peft.safetensors", "--naming", "peft")
+    assert any("lora_A" in name for name in weights(tmp_path / "peft.safetensors"))
+    fastsd("convert", tmp_path / "peft.safetensors", tmp_path / "kohya.safetensors", "--naming", "kohya")
+    after = weights(tmp_path / "kohya.safetensors")
+    assert arrays.keys() == after.keys()
+    assert all(arrays[name].tobytes() == after[name].tobytes() for name in arrays)
+
+
+# ------------------------------------------------------------------ models
+
+
+def test_known_models_are_listed_by_family_and_told_by_any_of_their_names(fastsd):
+    rows = fastsd("models", "list", "--family", "sdxl", "--json")
+    assert rows and {row["family"] for row in rows} == {"sdxl"}
+    assert {"licence", "gated", "mirrors", "resolution_px", "size_bytes", "sha256", "uses"} <= set(rows[0])
+    assert "embedded" in fastsd("models", "list")
+    assert fastsd("models", "info", "1.5", "--json")["resolution_px"] == 512
+    assert fastsd("models", "info", LORA, "--json")["kind"] == "lora"
+
+
+def test_controls_are_listed_and_told(fastsd):
+    rows = fastsd("models", "list", "--controls", "--family", "sdxl", "--json")
+    assert rows and {row["family"] for row in rows} == {"sdxl"}
+    assert fastsd("models", "info", rows[0]["name"], "--json") == rows[0]
+    with pytest.raises(UserError, match="family cannot be"):
+        main(["models", "list", "--controls", "--family", "sd9"])
+
+
+def test_models_that_a_user_writes_down_are_listed_and_a_wrong_word_is_named(fastsd, tmp_path):
+    file = tmp_path / "Fast-Dreambooth/models.yaml"
+    file.parent.mkdir()
+    file.write_text("mine:\n  family: sd1\n  mirrors: ['hf:org/mine']\n  about: my own\n")
+    assert "my own" in fastsd("models", "list", "--root", tmp_path)
+    file.write_text("mine:\n  familly: sd1\n")
+    with pytest.raises(UserError) as caught:
+        main(["models", "list", "--root", str(tmp_path)])
+    assert "familly" in str(caught.value) and "family" in caught.value.fix + caught.value.message
+
+
+def test_a_file_is_verified_and_what_is_wrong_with_it_is_an_error(fastsd, exported, tmp_path):
+    digest = hashlib.sha256(exported.read_bytes()).hexdigest()
+    assert fastsd("models", "verify", exported).endswith("one.safetensors: whole\n")
+    value = fastsd("models", "verify", exported, "--sha256", digest, "--json")
+    assert value["problems"] == [] and value["sha256"] == digest
+    with pytest.raises(UserError, match="not whole"):
+        main(["models", "verify", str(exported), "--sha256", "0" * 64])
+    broken = weights(LORA)
+    broken[next(iter(broken))].flat[0] = numpy.nan
+    (tmp_path / "folder").mkdir()
+    safetensors.numpy.save_file(broken, tmp_path / "folder/nan.safetensors")
+    shutil.copy(LORA, tmp_path / "folder/whole.safetensors")
+    with pytest.raises(UserError, match=r"1 of 2 not whole; the first: .*nan.safetensors"):
+        main(["models", "verify", str(tmp_path / "folder")])
+
+
+def test_the_table_tells_what_lies_there_and_what_is_wrong_with_it(fastsd, tmp_path):
+    (tmp_path / "models/Lora").mkdir(parents=True)
+    shutil.copy(LORA, tmp_path / "models/Lora")
+    (tmp_path / "models/Lora/cut.safetensors").write_bytes(LORA.read_bytes()[:3000])
+    rows = fastsd("models", "table", "--root", tmp_path, "--json")
+    assert [(row["kind"], bool(row["problem"])) for row in rows] == [("", True), ("lora", False)]
+    assert "not a whole" in fastsd("models", "table", "--root", tmp_path)
+    assert "No model lies in" in fastsd("models", "table", "--root", tmp_path / "empty")
+
+
+def test_a_local_file_is_put_into_the_folder_of_its_kind(fastsd, tmp_path):
+    shutil.copy(LORA, tmp_path / "found.safetensors")
+    value = fastsd(
+        "models", "download", tmp_path / "found.safetensors", "--root", tmp_path / "drive", "--json"
+    )
+    assert value["path"] == str(tmp_path / "drive/models/Lora/found.safetensors")
+    value = fastsd("models", "download", tmp_path / "found.safetensors", "--to", tmp_path / "there", "--json")
+    assert value["path"] == str(tmp_path / "there/found.safetensors")
