@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
+from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import TensorFile, read_tensor_file
-from fastsd_lib.formats.key_maps import Table, rename, unet_table
+from fastsd_lib.formats.control_names import HINT, control_table, count_hints
+from fastsd_lib.formats.key_maps import Table, rename
+
+if TYPE_CHECKING:
+    import torch
 
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by the width of the text that it reads
 # A tensor's name that holds this -> what such a file is, and what to do with it.
@@ -60,8 +60,11 @@ class ControlFile:
         return own == (unet.config.block_out_channels[0], unet.config.cross_attention_dim)
 
 
-def open_control_file(path: Path) -> ControlFile:
-    """Read the header of a `.safetensors` file or a Diffusers folder. UserError for anything else."""
+def open_control_file(path: Path, open_file: Callable[[Path], TensorFile] = read_tensor_file) -> ControlFile:
+    """Read the header of a `.safetensors` file or a Diffusers folder. UserError for anything else.
+
+    `open_file`: how a file is opened; `ckpt_file.open_weights` takes a .pth, too, whose weights are streamed.
+    """
     weights, config = path, {}
     if path.is_dir():
         files = sorted(path.glob("diffusion_pytorch_model*.safetensors"))
@@ -73,7 +76,7 @@ def open_control_file(path: Path) -> ControlFile:
                 f"{path} holds no diffusion_pytorch_model.safetensors.",
                 fix="download the ControlNet again with its .safetensors weights.",
             )
-    file = read_tensor_file(weights)
+    file = open_file(weights)
     names = {name.removeprefix(OLD_PREFIX): tensor.shape for name, tensor in file.tensors.items()}
     for part, (kind, way) in STRANGERS.items():
         if any(part in name for name in names):
@@ -103,10 +106,12 @@ def open_control_file(path: Path) -> ControlFile:
 
 def load_control_net(control: ControlFile, unet: torch.nn.Module) -> torch.nn.Module:
     """The ControlNet in the dtype and on the device of the U-Net it fits; UserError when it does not fit."""
+    import torch
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     like = next(unet.parameters())
-    tensors = _tensors(control, unet_table(unet.config) if control.original else None)
+    hints = count_hints(name.removeprefix(OLD_PREFIX) for name in control.file.tensors)
+    tensors = _tensors(control, control_table(unet.config, hints) if control.original else None)
     config = {**_shape_of(unet), **control.config, **_seen(tensors)}
     known = set(inspect.signature(ControlNetModel.__init__).parameters) - {"self"}
     for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
@@ -133,35 +138,19 @@ def load_control_net(control: ControlFile, unet: torch.nn.Module) -> torch.nn.Mo
 
 def _tensors(control: ControlFile, table: Table | None) -> dict[str, torch.Tensor]:
     """Diffusers' names -> tensors."""
+    from safetensors import safe_open
+
     with safe_open(control.file.path, framework="pt") as opened:
         raw = {name: opened.get_tensor(name) for name in control.file.tensors}
     if table is None:
         return raw
-    inverse = {theirs: ours for ours, theirs in table.items() if not ours.startswith("up_blocks.")}
-    raw = {name.removeprefix(OLD_PREFIX): tensor for name, tensor in raw.items()}
-    inverse |= _hint_table(raw)
+    inverse = {theirs: ours for ours, theirs in table.items()}
     found = {}
     for name, tensor in raw.items():
-        if (ours := rename(name, inverse)) is None:
+        if (ours := rename(name.removeprefix(OLD_PREFIX), inverse)) is None:
             raise _misfit(control, f"nothing takes its {name}")
         found[ours] = tensor
     return found
-
-
-def _hint_table(names: Mapping[str, Any]) -> Table:
-    """The layers that a ControlNet has beside a U-Net's: the inventors' module -> diffusers'."""
-    hints = {int(found[1]) for name in names if (found := re.match(r"input_hint_block\.(\d+)\.", name))}
-    zeros = {int(found[1]) for name in names if (found := re.match(r"zero_convs\.(\d+)\.", name))}
-    first, *middle, last = sorted(hints)
-    table = {f"zero_convs.{row}.0": f"controlnet_down_blocks.{row}" for row in zeros}
-    table |= {"middle_block_out.0": "controlnet_mid_block"}
-    table |= {
-        f"input_hint_block.{row}": f"controlnet_cond_embedding.blocks.{i}" for i, row in enumerate(middle)
-    }
-    return table | {
-        f"input_hint_block.{first}": "controlnet_cond_embedding.conv_in",
-        f"input_hint_block.{last}": "controlnet_cond_embedding.conv_out",
-    }
 
 
 def _shape_of(unet: torch.nn.Module) -> dict[str, Any]:
@@ -171,7 +160,7 @@ def _shape_of(unet: torch.nn.Module) -> dict[str, Any]:
 
 def _seen(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What the tensors themselves say of the config."""
-    embedding = "controlnet_cond_embedding"
+    embedding = HINT
     blocks = [
         tensors[name].shape[1]
         for number in range(0, len(tensors), 2)
