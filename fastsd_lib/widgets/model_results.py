@@ -47,7 +47,7 @@ def show_downloaded(found: Sequence[Downloaded], title: str = "Here now") -> Non
     for one in found:
         row = row_of(one.path)
         notes = "".join(f"<div>{escape(escaped(note))}</div>" for note in one.notes)
-        here = "was there" if one.there_already else "new"
+        here = "was there" if one.there_already else ""
         rows += (
             f"<tr><td>{escape(escaped(str(one.path)))}</td><td>{escape(row.sort)}</td><td>{escape(row.base)}</td>"
             f'<td class="fsd-number">{row.size}</td><td>{here}</td><td>{notes}{_problem(row)}</td></tr>'

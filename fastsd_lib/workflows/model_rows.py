@@ -63,9 +63,9 @@ class ModelRow:
 
     @property
     def base(self) -> str:
-        """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where that is not known."""
+        """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where it needs none."""
         if not self.family:
-            return ", ".join(map(base_words, self.fits))
+            return ", ".join(map(base_words, self.fits)) or ("not told" if self.needs else "")
         return base_words(self.family, self.variant if self.kind in _MODELS else "")
 
     @property
