@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fastsd_lib.environment.tokens import hub_token, token_file
+from fastsd_lib.environment.tokens import civitai_token, hub_token, token_file
 from fastsd_lib.models import registry
 
 USERDATA = """
@@ -80,3 +80,13 @@ def test_nothing_is_asked_while_nothing_is_downloaded():
         raise AssertionError("asked for a token")
 
     assert registry.base_model("embedded", token=asked).family == "sd1"
+
+
+def test_the_key_for_civitai_is_found_in_a_secret_a_variable_or_a_file_beside_token_txt(place):
+    assert civitai_token(place, {}) is None
+    file = token_file(place).with_name("civitai_token.txt")
+    file.parent.mkdir(parents=True)
+    file.write_text("from-file\n")
+    assert civitai_token(place, {}) == "from-file"
+    assert civitai_token(place, {"CIVITAI_TOKEN": " from-variable "}) == "from-variable"
+    assert civitai_token(place, {"CIVITAI_API_KEY": "of-others"}) == "of-others"
