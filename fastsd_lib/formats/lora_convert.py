@@ -13,16 +13,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path
-from fastsd_lib.core.pickle_header import is_pickled
+from fastsd_lib.core.files import atomic_path, read_json
 from fastsd_lib.core.progress import Report, silent
-from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
+from fastsd_lib.formats.ckpt_file import open_weights
 from fastsd_lib.formats.lora_reading import read_layers
 from fastsd_lib.formats.lora_settings import ADAPTER_METADATA, KEPT, NOTE
 from fastsd_lib.formats.lora_to_kohya import Blocks, to_kohya
@@ -30,6 +31,12 @@ from fastsd_lib.formats.lora_to_peft import to_peft
 from fastsd_lib.formats.writing import write_and_verify
 
 Naming = Literal["kohya", "peft", "diffusers"]
+_IN_FOLDERS = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+)
 # Metadata that is true of the old file alone; the hashes are over its bytes.
 _STALE = (
     "sshs_model_hash",
@@ -51,8 +58,9 @@ def convert_lora(
     report: Report = silent,
     blocks: Blocks = "",
 ) -> Path:
-    """Write the LoRA file `source` (.safetensors, or a pickle of plain weights) as `target` under the names `naming`.
+    """Write the LoRA `source` as `target` under the names `naming`.
 
+    `source`: a .safetensors, a pickle of plain weights, or a folder that peft or diffusers saved.
     "kohya": `lora_unet_...lora_down.weight`. "peft" and "diffusers" are one: `unet....lora_A.weight`, as diffusers
     writes it. `dtype`: fp16, bf16, fp32, or None to keep the bytes; alphas always stay. `metadata` joins the
     source's, which is carried over. `blocks`: for kohya's names of a U-Net, count its blocks as the original code or
@@ -70,7 +78,7 @@ def convert_lora(
         raise UserError(
             f"{target.name} does not end in .safetensors.", fix=f"write to {target.stem}.safetensors."
         )
-    file = _opened(source, report)
+    file = _opened(source)
     lora = read_layers(file, source)
     plan = to_kohya(lora, source, blocks) if naming == "kohya" else to_peft(lora, source)
     names = Counter(tensor.name for tensor in plan.tensors)
@@ -91,12 +99,20 @@ def convert_lora(
     return target
 
 
-def _opened(source: Path, report: Report) -> TensorFile:
-    if is_pickled(source):
-        from fastsd_lib.formats.single_file import open_single_file  # torch loads here
-
-        return open_single_file(source, report)
-    return read_tensor_file(source)
+def _opened(source: Path) -> TensorFile:
+    """The file, or the one in a folder that diffusers or peft saved."""
+    if not source.is_dir():
+        return open_weights(source)
+    there = next((source / name for name in _IN_FOLDERS if (source / name).is_file()), None)
+    if there is None:
+        raise UserError(
+            f"{source} is no folder of a LoRA: {_IN_FOLDERS[0]} is missing.", fix="name the file itself."
+        )
+    file = open_weights(there)
+    settings = source / "adapter_config.json"  # peft's, where diffusers has them in the file
+    if there.stem != "adapter_model" or not settings.is_file():
+        return file
+    return replace(file, metadata={**file.metadata, ADAPTER_METADATA: json.dumps(read_json(settings))})
 
 
 def _cast(tensor: NewTensor, dtype: str | None) -> NewTensor:

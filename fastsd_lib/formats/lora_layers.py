@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.tensor_file import ByteRange, NewTensor, TensorFile
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile
 from fastsd_lib.core.text import escaped
+from fastsd_lib.formats.plans import new_tensor
+from fastsd_lib.formats.stored_weight import Weight
 
 Family = Literal["sd", "sdxl", "flux", "sd3"]  # "sd": 1.x and 2.x, whose layers have the same names
 Place = tuple[str, str]  # part ("unet", "transformer", "text_encoder" ...), path of the layer in it
@@ -72,8 +74,7 @@ def layer_of(file: TensorFile, named: Path, name: str, roles: Mapping[str, str])
 
 
 def _as_it_lies(file: TensorFile, name: str) -> NewTensor:
-    one = file.tensors[name]
-    return NewTensor.copied(name, one.dtype, one.shape, [ByteRange(file.path, one.start, one.end)])
+    return new_tensor(name, (Weight(file, name, file.tensors[name].shape),), None)
 
 
 def _check(named: Path, roles: Mapping[str, str], tensors: Mapping[str, NewTensor]) -> None:

@@ -189,22 +189,30 @@ def _digest(tensor: NewTensor) -> bytes:
 
 def _row_range(tensor: NewTensor, first: int, last: int) -> NewTensor:
     """The rows `first` up to `last`, where they lie."""
+    shape = (last - first, *tensor.shape[1:])
+    row = tensor.size_bytes // tensor.shape[0]
+    if not tensor.ranges:  # scattered in a pickle
+        return NewTensor(
+            tensor.name, tensor.dtype, shape, lambda: [b"".join(tensor.chunks())[first * row : last * row]]
+        )
     (whole,) = tensor.ranges
-    row = (whole.end - whole.start) // tensor.shape[0]
     part = ByteRange(whole.path, whole.start + first * row, whole.start + last * row)
-    return NewTensor.copied(tensor.name, tensor.dtype, (last - first, *tensor.shape[1:]), [part])
+    return NewTensor.copied(tensor.name, tensor.dtype, shape, [part])
 
 
 def _halves_swapped(tensor: NewTensor) -> NewTensor:
     """The second half of the rows before the first."""
     middle = tensor.shape[0] // 2
-    ranges = [*_row_range(tensor, middle, tensor.shape[0]).ranges, *_row_range(tensor, 0, middle).ranges]
-    return NewTensor.copied(tensor.name, tensor.dtype, tensor.shape, ranges)
+    return _stacked([_row_range(tensor, middle, tensor.shape[0]), _row_range(tensor, 0, middle)])
 
 
 def _stacked(tensors: Sequence[NewTensor]) -> NewTensor:
     first = tensors[0]
     shape = (sum(one.shape[0] for one in tensors), *first.shape[1:])
+    if not all(one.ranges for one in tensors):
+        return NewTensor(
+            first.name, first.dtype, shape, lambda: (chunk for one in tensors for chunk in one.chunks())
+        )
     return NewTensor.copied(first.name, first.dtype, shape, [part for one in tensors for part in one.ranges])
 
 

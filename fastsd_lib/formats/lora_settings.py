@@ -40,7 +40,7 @@ class PeftSettings:
     def alpha(self, place: Place, rank: int) -> float | None:
         """alpha of one layer, as peft would have it; None when nothing says it."""
         part, path = place
-        parts = ("transformer.", "unet.", "") if part in ("unet", "transformer") else (f"{part}.",)
+        parts = ("transformer.", "unet.", "") if part in ("unet", "transformer") else (f"{part}.", "")
         prefix = next((one for one in parts if f"{one}lora_alpha" in self._said), None)
         if prefix is None:
             return None

@@ -56,6 +56,8 @@ def to_kohya(lora: LoraLayers, named: Path, blocks: Blocks) -> LoraPlan:
 
 def _unet_path(path: str, layer: Layer, lora: LoraLayers, blocks: Blocks, named: Path) -> str:
     original = lora_names.is_original(path)
+    if not original and blocks == "diffusers":
+        return path  # of a U-Net of any depth
     other = lora_names.unet_renamed(path, lora.family, not original)
     if other is None:
         raise unknown_layer(named, layer)

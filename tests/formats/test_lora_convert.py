@@ -521,3 +521,34 @@ def test_target_and_naming_must_be_known(tmp_path: Path) -> None:
         convert_lora(tmp_path / "a.safetensors", tmp_path / "out.ckpt", "peft")
     with pytest.raises(UserError, match="no names of the kind 'civitai'"):
         convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", "civitai")  # type: ignore[arg-type]
+
+
+def test_pickles_and_their_scattered_tensors_are_read_in_place(tmp_path: Path) -> None:
+    """A transposed view in a .pt has no bytes in a row: its numbers come all the same, through a cut of its rows."""
+    tensors = fused("lora_unet_double_blocks_0_img_attn_qkv", 96, 32) | pair(
+        "lora_unet_single_blocks_0_linear2", 32, 160
+    )
+    kept = dict(tensors)
+    up = "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"
+    tensors[up] = tensors[up].T.contiguous().T
+    torch.save(tensors, tmp_path / "kohya.pt")
+    peft = convert_lora(tmp_path / "kohya.pt", tmp_path / "peft.safetensors", "peft")
+    assert same(load_file(convert_lora(peft, tmp_path / "back.safetensors", "kohya")), kept)
+
+
+def test_a_folder_of_pefts_brings_its_alpha(tmp_path: Path, tiny_pipeline: ModelFiles) -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline.path / "unet")
+    model = get_peft_model(
+        unet, LoraConfig(r=4, lora_alpha=6, target_modules=["to_q"], init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "folder")
+    found = load_file(convert_lora(tmp_path / "folder", tmp_path / "kohya.safetensors", "kohya"))
+    deltas = {
+        name: one.get_delta_weight("default") for name, one in unet.named_modules() if hasattr(one, "lora_A")
+    }
+    assert len(deltas) == len(found) / 3 > 8
+    for name, delta in deltas.items():
+        assert torch.allclose(change(found, f"lora_unet_{underscored(name)}"), delta, atol=1e-5)
