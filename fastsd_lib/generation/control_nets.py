@@ -16,6 +16,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.formats.control_file import ControlFile, load_control_net, open_control_file
 from fastsd_lib.formats.parts import Parts
 from fastsd_lib.generation.library import LibraryFolders, find_files
+from fastsd_lib.models.fits import check_fit
+from fastsd_lib.models.pieces import Piece
 
 NO_MODEL = ("", "none", "None")
 BUDGET_BYTES = 4 * 2**30  # three networks for SD 1.5 in fp32
@@ -102,9 +104,7 @@ class ControlLibrary:
             raise UserError(
                 f"The ControlNet {info.name} is for {_described(info.control.family, info.control.text_width)},"
                 f" but {parts.name} is {_described_unet(unet)}.",
-                fix=f"take one that fits: {fitting}."
-                if fitting
-                else "put a ControlNet for this base model into models/ControlNet.",
+                fix=f"take one that fits: {fitting}." if fitting else _known_instead(info, unet),
             )
         like = next(unet.parameters())
         stat = info.control.file.path.stat()
@@ -169,6 +169,16 @@ def _bytes(net: torch.nn.Module) -> int:
 def _shape(unet: torch.nn.Module) -> tuple:
     config = unet.config
     return config.cross_attention_dim, tuple(config.block_out_channels), config.in_channels
+
+
+def _known_instead(info: ControlInfo, unet: torch.nn.Module) -> str:
+    """A way out when none of the library's fits: what the registry knows of for this base model."""
+    from fastsd_lib.formats.control_file import FAMILIES
+
+    family = FAMILIES.get(unet.config.cross_attention_dim, "")
+    known = family and info.control.family in FAMILIES.values()
+    instead = check_fit(family, Piece("controlnet", info.control.family)).instead if known else ""
+    return instead or "put a ControlNet for this base model into models/ControlNet."
 
 
 def _described_unet(unet: torch.nn.Module) -> str:

@@ -22,10 +22,11 @@ from fastsd_lib.generation.networks_in_force import InForce, Stamp, Wanted, stam
 from fastsd_lib.generation.prompt_tags import LORA_KINDS, Tag, network_weights, split_tags, without_comments
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.text_reader import EncodingCache
+from fastsd_lib.models.fits import check_fit
+from fastsd_lib.models.pieces import Piece
 
 MOST_NETWORKS = 32  # in one prompt; each makes every change of weights slower
 PICKLED = (".pt", ".ckpt", ".bin", ".pth")
-FAMILY_NAMES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "flux": "Flux"}
 T = TypeVar("T")
 
 
@@ -283,11 +284,9 @@ def _lora(path: Path) -> LoraInfo:
 def _fit(info: LoraInfo, parts: Parts, tag: Tag) -> str:
     """A warning when some of the network does not fit; UserError when it is made for another model."""
     family = getattr(parts, "family", "sd1")
-    if info.family and info.family != family:
-        raise UserError(
-            f"{escaped(tag.text)[:80]}: the LoRA is made for {FAMILY_NAMES[info.family]}, and the model "
-            f"{parts.name} is {FAMILY_NAMES.get(family, family)}.",
-            fix=f"take a model of {FAMILY_NAMES[info.family]}, or a LoRA for {FAMILY_NAMES.get(family, family)}.",
+    if info.family:  # of the others the shapes below tell
+        check_fit(Piece(family=family, name=parts.name), Piece("lora", info.family)).enforced(
+            f"{escaped(tag.text)[:80]}: "
         )
     good, misfit = InForce.of(parts).check(parts, info.file, stamp_of(info.path))
     everything = len(info.file.modules)

@@ -25,6 +25,7 @@ from fastsd_lib.generation.record import described
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.samplers import choose
 from fastsd_lib.generation.vae import out_of_memory, release
+from fastsd_lib.models.fits import check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -227,7 +228,14 @@ class PipelineEngine:
         if request.negative_prompt and not self.kind.has_negative:
             unheeded.append("negative_prompt")
         warnings = [f"{family} models do not heed: {', '.join(unheeded)}"] if unheeded else []
-        return warnings + self._prompt_warnings(request)
+        return warnings + self._prompt_warnings(request) + self._size_warnings(request)
+
+    def _size_warnings(self, request: GenerationRequest) -> list[str]:
+        if request.init is not None:  # a picture that is there already gives the layout
+            return []
+        size_px = request.width_px or self.side_px, request.height_px or self.side_px
+        advice = check_size(self.model.family, *size_px, self.side_px).advice
+        return [advice] if advice else []
 
     def _prompt_warnings(self, request: GenerationRequest) -> list[str]:
         text = _plain(request.prompt)

@@ -22,6 +22,8 @@ from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.tiling import seamless
 from fastsd_lib.generation.upscale import Upscaler, hires_network
 from fastsd_lib.generation.upscale_nets import load_net
+from fastsd_lib.models.fits import check_base, check_size
+from fastsd_lib.models.pieces import Piece
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,7 +146,14 @@ def make_plan(
         prompts = {"prompt": hires.prompt, "negative_prompt": hires.negative_prompt}
         changed = {name: text for name, text in prompts.items() if text}
         again = encode(parts, replace(request, **changed), **known, size_px=hires_px)
-    more = [*parts.notes, *networks.warnings, *conditioning.warnings, *(again.warnings if again else [])]
+    unfit = [] if canvas else _unfit(parts, width_px, height_px)
+    more = [
+        *parts.notes,
+        *unfit,
+        *networks.warnings,
+        *conditioning.warnings,
+        *(again.warnings if again else []),
+    ]
     warnings = list(dict.fromkeys(more))
     levels = noise_levels(parts.scheduler_config, parts.family)
     return Plan(
@@ -182,6 +191,17 @@ def drawing_mode(plan: Plan) -> Iterator[None]:
     finally:
         for module in training:
             module.train()
+
+
+def _unfit(parts: Parts, width_px: int, height_px: int) -> list[str]:
+    """What speaks against drawing from words alone with this model, at this size."""
+    scheduler = parts.scheduler_config
+    velocity = parts.family == "sdxl" and scheduler.get("prediction_type") == "v_prediction"
+    marks = [("v_pred", velocity), ("ztsnr", scheduler.get("rescale_betas_zero_snr"))]
+    family = "sdxl_refiner" if parts.asks_for_score else parts.family
+    piece = Piece("checkpoint", family, name=parts.name, marks=tuple(mark for mark, there in marks if there))
+    found = [check_base(piece, "draw"), check_size(family, width_px, height_px, parts.side_px)]
+    return [fit.advice for fit in found if fit.advice]
 
 
 def _share_of(steps: int, strength: float) -> int:

@@ -6,13 +6,12 @@ The one place that knows. Each check answers with a Fit: a refusal, a warning or
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import FAMILY_NAMES
-from fastsd_lib.core.text import escaped
+from fastsd_lib.models.pieces import HasFamily, Piece, piece_of
 
 if TYPE_CHECKING:
     from fastsd_lib.models.identify import Description
@@ -46,60 +45,21 @@ class Fit:
     def ok(self) -> bool:
         return not self.refusal
 
-    def enforced(self) -> str:
-        """The warning, "" when there is none. UserError for a refusal."""
+    def enforced(self, prefix: str = "") -> str:
+        """The warning, "" when there is none. UserError for a refusal, which follows `prefix`."""
         if self.refusal:
-            raise UserError(self.refusal, fix=self.instead)
+            message = prefix + self.refusal if prefix else self.refusal[0].upper() + self.refusal[1:]
+            raise UserError(message, fix=self.instead)
         return self.warning
+
+    @property
+    def advice(self) -> str:
+        """What speaks against it, and what to take instead, as one warning; "" when nothing does."""
+        told = self.refusal.rstrip(".") or self.warning
+        return f"{told}; {self.instead}" if told and self.instead else told
 
 
 FITS = Fit()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """As much of a file as decides what it goes with; an empty text is not known."""
-
-    kind: str = "checkpoint"
-    family: str = ""
-    variant: str = ""
-    prediction: str = ""
-    name: str = ""  # for sentences
-    marks: tuple[str, ...] = ()  # of kinds.Kind
-
-    @property
-    def shown(self) -> str:
-        return escaped(self.name)[:80]
-
-    @property
-    def family_name(self) -> str:
-        return FAMILY_NAMES.get(self.family, self.family)
-
-
-class HasFamily(Protocol):
-    """ModelFiles, KnownModel, KnownControl ..."""
-
-    @property
-    def family(self) -> str: ...
-
-
-def piece_of(thing: Piece | Description | HasFamily | str, name: str = "") -> Piece:
-    """A Piece from a Description, a Kind, model files, a known model or control, or a family's short name."""
-    if isinstance(thing, str):
-        return Piece(family=thing, name=name)
-    if isinstance(thing, Piece):
-        return replace(thing, name=name) if name else thing
-    kind = getattr(thing, "kind", "checkpoint")
-    told = thing if isinstance(kind, str) else kind  # a Description holds a Kind
-    path = getattr(thing, "path", None)
-    return Piece(
-        kind if isinstance(kind, str) else kind.kind,
-        told.family,
-        getattr(told, "variant", ""),
-        getattr(thing, "prediction", ""),
-        name or getattr(thing, "name", "") or (path.name if isinstance(path, Path) else ""),
-        getattr(told, "marks", ()),
-    )
 
 
 # ------------------------------------------------------------------ a part and a base model
@@ -127,29 +87,25 @@ def check_fit(base: Piece | Description | HasFamily | str, part: Piece | Descrip
 
 
 def _check_family(base: Piece, part: Piece) -> Fit:
-    what = _PARTS[part.kind]
-    if not part.family or not base.family:
-        doubt = (
-            f"which base model the {what} {part.shown}".rstrip()
-            if not part.family
-            else "of which family the model is"
-        )
-        end = " is made for" if not part.family else ""
+    what = f"the {_PARTS[part.kind]} {part.shown}".rstrip()
+    model = f"the model {base.shown}".rstrip()
+    same = {part.family, base.family}
+    if not part.family:
         return Fit(
-            warning=f"it cannot be told {doubt}{end}: without any effect, or with noise, it is another one"
+            warning=f"it cannot be told which base model {what} is made for; if it does nothing, or gives noise, "
+            f"it is not for {base.family_name or 'this one'}"
         )
-    if part.family != base.family and not (
-        part.kind == "embedding" and {part.family, base.family} == {"sdxl", "sdxl_refiner"}
-    ):
+    if not base.family:
+        return Fit(warning=f"{what} is made for {part.family_name}, and it cannot be told what {model} is")
+    if len(same) > 1 and not (part.kind == "embedding" and same == {"sdxl", "sdxl_refiner"}):
         return Fit(
-            f"the {what}{' ' + part.shown if part.name else ''} is made for {part.family_name}, "
-            f"and the model{' ' + base.shown if base.name else ''} is {base.family_name}.",
+            f"{what} is made for {part.family_name}, and {model} is {base.family_name}.",
             instead=_instead_of(base, part),
         )
-    if part.prediction and base.prediction and part.prediction != base.prediction and part.kind == "lora":
+    if part.kind == "lora" and part.prediction and base.prediction and part.prediction != base.prediction:
         return Fit(
-            warning=f"the {what} {part.shown} was trained with a model that predicts {part.prediction}, "
-            f"and this one predicts {base.prediction}: expect weak or strange effects"
+            warning=f"{what} was trained on a model that predicts {part.prediction}, and this one predicts "
+            f"{base.prediction}: expect weak or strange effects"
         )
     return FITS
 
@@ -268,29 +224,30 @@ def check_size(family: str, width_px: int, height_px: int, native: int = 0, pred
     if side < HOPELESS * native and family in ("sdxl", "sdxl_refiner", "sd3", "flux"):
         return Fit(
             f"{name} cannot do {size} px: it learned from pictures of {native} px.",
-            instead=f"take {native} px, or {_model_for(side)}.",
+            instead=f"take {native} px{_other_model(side, native)}.",
         )
     if side > LARGE * native:
         return Fit(
             warning=f"{size} px is much for {name}, and this model learned from {native} px: things may appear twice",
-            instead=f"take {native} px and enlarge it (hires), or {_model_for(side)}.",
+            instead=f"take {native} px and enlarge it (hires){_other_model(side, native)}.",
         )
     if side < SMALL * native:
         return Fit(
             warning=f"{size} px is little for {name}, and this model learned from {native} px: pictures get coarse and cut",
-            instead=f"take {native} px, or {_model_for(side)}.",
+            instead=f"take {native} px{_other_model(side, native)}.",
         )
     return FITS
 
 
-def _model_for(side: float) -> str:
-    """A known model whose own size is nearest, by its shortest name: "SD 2.x (2.1)"."""
+def _other_model(side: float, native: int) -> str:
+    """ ", or a model for 768 px such as SD 2.x (2.1)": the known one nearest to a size; "" where that is no better."""
     from fastsd_lib.models.known_models import bundled_models
 
     plain = [one for one in bundled_models() if one.variant in ("base", "768") and "generate" in one.uses]
     best = min(plain, key=lambda one: abs(one.resolution_px - side))
-    name = best.aliases[0] if best.aliases else best.name
-    return f"a model for {best.resolution_px} px such as {FAMILY_NAMES[best.family]} ({name})"
+    if abs(best.resolution_px - side) >= abs(native - side):
+        return ""
+    return f", or a model for {best.resolution_px} px such as {FAMILY_NAMES[best.family]} ({best.aliases[0]})"
 
 
 def check_training(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.models.identify import identify
 from fastsd_lib.webui.context import ApiContext
 
-FAMILY_LABELS = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner", "sd3": "SD 3",
-                 "flux": "Flux"}  # fmt: skip
 MOST_WORDS = 12  # of a LoRA's training, shown
 
 
@@ -169,7 +168,7 @@ def _size(path: Path) -> int:
 
 
 def _label(family: str) -> str:
-    return FAMILY_LABELS.get(family, family)
+    return FAMILY_NAMES.get(family, family)
 
 
 def _short(error: Exception, path: Path) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.core.pickle_header import is_pickled, read_pickle_header
 from fastsd_lib.core.tensor_file import Tensor, read_tensor_file
 from fastsd_lib.formats.configs import read_configs
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES
 from fastsd_lib.models.identify import identify
 from fastsd_lib.models.kinds import kind_of
-from fastsd_lib.webui.model_facts import FAMILY_LABELS
 
 MOST_METADATA = 40  # entries that are shown, each cut to
 LONGEST_ENTRY = 400
@@ -72,7 +72,7 @@ def look_inside(path: Path) -> Inside:
         unknown.append("who made it and how: the file has no metadata")
     return Inside(
         kind=kind,
-        family=FAMILY_LABELS.get(family, family),
+        family=FAMILY_NAMES.get(family, family),
         use=use,
         layout="one file" + (" (a pickle; nothing in it is run)" if pickled else ""),
         dtypes=_dtypes(file.tensors.values()),
@@ -114,7 +114,7 @@ def _folder(path: Path) -> Inside:
         dtypes.update(_dtypes(tensors))
     return Inside(
         kind="a whole model",
-        family=FAMILY_LABELS.get(seen.family, seen.family),
+        family=FAMILY_NAMES.get(seen.family, seen.family),
         use=seen.use,
         layout="a Diffusers folder",
         dtypes=dict(dtypes),

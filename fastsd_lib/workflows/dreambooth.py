@@ -18,6 +18,9 @@ from fastsd_lib.core.progress import ConsoleProgress, ProgressEvent, Report, sil
 from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
+from fastsd_lib.models.fits import check_training
+from fastsd_lib.models.identify import describe
+from fastsd_lib.models.pieces import native_px_of
 from fastsd_lib.sessions import session as sessions
 from fastsd_lib.sessions.lock import session_lock
 from fastsd_lib.sessions.photos import photos
@@ -215,6 +218,7 @@ def train(
     """
     require("diffusers", group="train")
     _refuse_conflicts(config)
+    _check_base(base, config, report)
     with (
         plain_disk_errors(f"write to session {session.name!r}"),
         session_lock(session.path, "training", _line_to(report)) as lock,
@@ -413,6 +417,14 @@ def _refuse_conflicts(config: DreamBoothConfig) -> None:
             "These settings do not go together: " + "; ".join(problems) + ".",
             fix="change them in the recipe and start again.",
         )
+
+
+def _check_base(base: ModelFiles, config: DreamBoothConfig, report: Report) -> None:
+    """UserError for a model that is not trained here, with all that speaks against it; a warning is told."""
+    described = describe(base.path)
+    fit = check_training(described, config.resolution_px, native_px_of(described), name=str(base.path))
+    if fit.enforced():
+        report(ProgressEvent("base model", 1, 1, {"": fit.advice}))
 
 
 __all__ = [

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.models import registry
+from fastsd_lib.models.fits import check_base
 
 if TYPE_CHECKING:
     from fastsd_lib.formats.parts import Parts
@@ -22,11 +22,7 @@ def as_folder(base: ModelFiles, cache: Path) -> ModelFiles:
 
     UserError for families that are drawn with, but not trained.
     """
-    if base.family != "sd1":
-        raise UserError(
-            f"{base.path} is a {base.family} model; only SD 1.x models are trained here.",
-            fix="take an SD 1.x model, for example the embedded one; this one can be drawn with.",
-        )
+    check_base(base, "train", name=str(base.path)).enforced()
     if base.layout == "diffusers":
         return base
     from fastsd_lib.formats.single_file import import_single_file

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.generation.styles import Style, read_styles
 from fastsd_lib.models import registry
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from fastsd_lib.generation.service import Service
     from fastsd_lib.sessions.session import Session
 
-FAMILY_NAMES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sd3": "SD 3", "flux": "Flux"}
 PICTURE_ENDINGS = (".png", ".preview.png", ".jpg", ".jpeg", ".webp")
 
 

@@ -27,6 +27,11 @@ SMALL = GenerationRequest("a red star", inference_steps=2, seed=3, width_px=64, 
 WAIT_S = 60
 
 
+def told(picture) -> list[str]:
+    """Its warnings, but for that of a size far below the model's own, at which all is drawn here."""
+    return [line for line in picture.record["warnings"] if "learned from" not in line]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines")
@@ -151,9 +156,7 @@ def test_interrupt_and_skip_leave_the_picture_in_work_as_it_stands(shelf, servic
     # Where a path leads is seen from two points of it: left after one step, a picture takes a second one.
     assert (job.state, len(steps)) == ("stopped", 6 + 2 + 4)
     assert [one.seed for one in pictures] == [3, 4, 5]
-    assert [one.record["warnings"] for one in pictures] == [
-        [f"stopped at step {step} of 8"] for step in (6, 2, 4)
-    ]
+    assert [told(one) for one in pictures] == [[f"stopped at step {step} of 8"] for step in (6, 2, 4)]
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3"])
@@ -182,7 +185,7 @@ def test_no_picture_is_begun_after_the_one_after_which_it_is_to_stop(service):
         job = service.submit(Order(replace(ORDER, count=3), at_once=1))
         at_step(job, 1, lambda: service.stop_after_picture(job.id))
     (picture,) = job.future.result(WAIT_S)
-    assert (job.state, picture.record["warnings"]) == ("stopped", [])
+    assert (job.state, told(picture)) == ("stopped", [])
 
 
 def test_what_the_thread_has_to_do_for_others_is_done_between_two_steps(service):
@@ -285,7 +288,7 @@ def test_tags_that_are_to_do_nothing_are_cut_without_a_word(service):
     tagged = replace(ORDER, prompt="a red star<lora:light:1>", networks_off=True)
     jobs = [service.submit(Order(one)) for one in (tagged, ORDER)]
     (one,), (other,) = (job.future.result(WAIT_S) for job in jobs)
-    assert difference(one.image, other.image) == 0 and one.record["warnings"] == []
+    assert difference(one.image, other.image) == 0 and told(one) == []
 
 
 def test_a_fault_in_the_pipeline_is_a_sentence_and_the_service_lives_on(shelf, service, caplog):
