@@ -73,7 +73,7 @@ class Facts:
             kind,
             unet.get("in_channels", 4),
             scheduler.get("prediction_type", "epsilon"),
-            unet.get("sample_size", 64) * 2 ** (len(vae["block_out_channels"]) - 1),
+            _latents(unet) * 2 ** (len(vae["block_out_channels"]) - 1),
             bool(scheduler.get("fastsd_guessed")),
         )
 
@@ -136,7 +136,7 @@ def velocity_yaml(kind: str, configs: Mapping[str, str]) -> str:
     ]
     channels = unet.get("in_channels", 4)
     target, conditioning = _YAML_MODELS[channels]
-    side_px = unet.get("sample_size", 64) * 2 ** (len(vae_widths) - 1)
+    latents = _latents(unet) or 64
     heads = (
         "num_head_channels: 64" if kind == "sd2" else f"num_heads: {_one(unet.get('attention_head_dim', 8))}"
     )
@@ -152,7 +152,7 @@ model:
     timesteps: 1000
     first_stage_key: jpg
     cond_stage_key: txt
-    image_size: {unet.get("sample_size", 64)}
+    image_size: {latents}
     channels: 4
     cond_stage_trainable: false
     conditioning_key: {conditioning}
@@ -185,7 +185,7 @@ model:
         ddconfig:
           double_z: true
           z_channels: {vae.get("latent_channels", 4)}
-          resolution: {side_px}
+          resolution: {latents * 2 ** (len(vae_widths) - 1)}
           in_channels: 3
           out_ch: 3
           ch: {vae_widths[0]}
@@ -198,6 +198,12 @@ model:
     cond_stage_config:
 {_YAML_TEXTS[kind]}
 """
+
+
+def _latents(unet: Mapping[str, Any]) -> int:
+    """The side of the latents that it was trained with; 0 where the config names none, or two."""
+    size = unet.get("sample_size", 64)
+    return size if isinstance(size, int) else 0
 
 
 def _one(value: Any) -> Any:
