@@ -228,23 +228,29 @@ def _listed(item: Any) -> str:
 
 
 def _download(options: argparse.Namespace, rest: list[str]) -> int:
-    made = models.download(
-        options.models, options.root, kind=options.kind, folder=options.to, report=console_progress(options)
-    )
-    value = [
-        {
-            "path": str(one.path),
-            "kind": one.description.kind.kind,
-            "family": one.description.kind.family,
-            "layout": one.description.layout,
-            "there_already": one.there_already,
-            "notes": one.notes,
-        }
-        for one in made
-    ]
-    lines = [line for one in made for line in (str(one.path), *map(escaped, one.notes))]
-    show(options, _one_or_all(value), lines)
+    came: list[Any] = []
+    try:
+        models.download(
+            options.models, options.root, kind=options.kind, folder=options.to,
+            report=console_progress(options), on_done=came.append,
+        )  # fmt: skip
+    finally:  # also when another could not be had
+        if came:
+            lines = [line for one in came for line in (str(one.path), *map(escaped, one.notes))]
+            show(options, _one_or_all([_downloaded(one) for one in came]), lines)
     return 0
+
+
+def _downloaded(one: Any) -> dict[str, Any]:
+    kind = one.description.kind
+    return {
+        "path": str(one.path),
+        "kind": kind.kind,
+        "family": kind.family,
+        "layout": one.description.layout,
+        "there_already": one.there_already,
+        "notes": one.notes,
+    }
 
 
 def _one_or_all(values: list[Any]) -> Any:

@@ -249,3 +249,30 @@ def test_a_local_file_is_put_into_the_folder_of_its_kind(fastsd, tmp_path):
     assert value["path"] == str(tmp_path / "drive/models/Lora/found.safetensors")
     value = fastsd("models", "download", tmp_path / "found.safetensors", "--to", tmp_path / "there", "--json")
     assert value["path"] == str(tmp_path / "there/found.safetensors")
+
+
+def test_one_that_cannot_be_had_does_not_keep_the_others_from_coming(tmp_path, capsys):
+    words = [tmp_path / "nothing.safetensors", LORA, CONTROL, "--to", tmp_path / "there"]
+    with pytest.raises(UserError, match=r"1 of 3 could not be had; the first: .*nothing\.safetensors"):
+        main(["models", "download", *map(str, words), "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in rows] == ["lora", "controlnet"]
+    assert {path.name for path in (tmp_path / "there").iterdir() if path.is_file()} == {
+        LORA.name,
+        CONTROL.name,
+    }
+
+
+def test_a_controlnet_of_the_list_has_its_name_here_and_is_not_fetched_twice(fastsd, tmp_path):
+    (name, *_) = (row["name"] for row in fastsd("models", "list", "--controls", "--json"))
+    (tmp_path / "models/ControlNet").mkdir(parents=True)
+    shutil.copy(CONTROL, tmp_path / f"models/ControlNet/{name}.safetensors")
+    value = fastsd("models", "download", name, "--root", tmp_path, "--json")
+    assert value["there_already"] and value["path"] == str(tmp_path / f"models/ControlNet/{name}.safetensors")
+
+
+def test_an_address_as_browsers_show_it_is_one(monkeypatch, tmp_path):
+    """Without a network it is asked for, and not taken for a path."""
+    with pytest.raises(UserError) as caught:
+        main(["models", "download", "civitai.com/not-a-model", "--root", str(tmp_path)])
+    assert "no file or folder" not in caught.value.message and "civitai.com/models/NUMBER" in caught.value.fix

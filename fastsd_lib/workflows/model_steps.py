@@ -36,7 +36,10 @@ def tokens_found(root: Path) -> dict[str, str]:
 def download(
     root: Path, model: str, links: str = "", kind: str = AUTO, report: Report = silent
 ) -> list[Downloaded]:
-    """The chosen model and what else is named in `links`, each in the folder of its kind below `root`."""
+    """The chosen model and what else is named in `links`, each in the folder of its kind below `root`.
+
+    `kind` is what the links must be.
+    """
     fetched = models.download([model], root, report=report)
     return fetched + models.download(links, root, kind="" if kind == AUTO else kind, report=report)
 

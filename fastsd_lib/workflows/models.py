@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.stopping import TrainingStopped
 from fastsd_lib.core.text import escaped
+from fastsd_lib.models.downloading import DownloadStopped
 from fastsd_lib.workflows.model_rows import ModelRow, is_model, lying_there, row_of
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 DTYPES = ("keep", "fp16", "bf16", "fp32")
 EMA = ("drop", "use", "keep")
 NAMINGS = ("auto", "original", "diffusers", "kohya", "peft")
+
+_WITHOUT_SCHEME = re.compile(r"(www\.)?(huggingface\.co|hf\.co|civitai\.com|drive\.google\.com)/")
 
 
 def identify(paths: str | Path | Iterable[str | Path], report: Report = silent) -> list[ModelRow]:
@@ -104,19 +109,59 @@ def download(
     kind: str = "",
     folder: Path | None = None,
     report: Report = silent,
+    on_done: Callable[[Downloaded], None] = lambda done: None,
 ) -> list[Downloaded]:
-    """Have each of `names` here: a name of the registry, a Hugging Face id, a link or a path; a text may hold several.
+    """Have each of `names` here: a known name, a Hugging Face id, a link or a path; a text may hold several.
 
-    Each goes to the folder of its kind below `root`, or into `folder`. UserError with the first that cannot be had.
+    Each goes to the folder of its kind below `root`, or into `folder`. One that cannot be had does not keep the others
+    from coming: `on_done` hears each that came, and the UserError is raised after the last.
     """
-    from fastsd_lib.workflows import model_downloads
     from fastsd_lib.workflows.file_links import split_links
+    from fastsd_lib.workflows.model_downloads import model_folders
 
     words = names
     if isinstance(names, str):  # a path may hold spaces, links do not
         words = [names] if names.strip() and Path(names.strip()).expanduser().exists() else split_links(names)
-    folders = None if folder is None else dict.fromkeys(model_downloads.model_folders(folder), folder)
-    return [model_downloads.download(word, root, kind, folders, report) for word in words]
+    places = None if folder is None else dict.fromkeys(model_folders(folder), folder)
+    came: list[Downloaded] = []
+    failed: list[UserError] = []
+    words = list(words)
+    for word in words:
+        try:
+            came.append(_fetched(word.strip(), root, kind, places, report))
+            on_done(came[-1])
+        except (DownloadStopped, TrainingStopped):
+            raise
+        except UserError as error:
+            failed.append(error)
+    if failed and len(words) > 1:
+        first = f"{len(failed)} of {len(words)} could not be had; the first: {failed[0].message}"
+        raise UserError(first, fix=failed[0].fix)
+    if failed:
+        raise failed[0]
+    return came
+
+
+def _fetched(
+    word: str, root: Path | None, kind: str, places: dict[str, Path] | None, report: Report
+) -> Downloaded:
+    from fastsd_lib.environment.hosts import default_root
+    from fastsd_lib.models.identify import describe
+    from fastsd_lib.workflows import control_choice, model_downloads
+
+    control = next((one for one in known_controls() if one.name == word), None)
+    if control is None:
+        if _WITHOUT_SCHEME.match(word):  # as browsers show addresses
+            word = f"https://{word}"
+        return model_downloads.download(word, root, kind, places, report)
+    folder = (places or model_downloads.model_folders(root or default_root()))[control.kind]
+    there = (folder / control.file_name).is_file()
+
+    def say(line: str) -> None:
+        report(ProgressEvent("ControlNet", 1, 1, {"": line}))
+
+    (path,) = control_choice.fetch(control.name, folder, control.family, say)
+    return model_downloads.Downloaded(path, describe(path), there)
 
 
 def verify(paths: Iterable[str | Path], sha256: str = "", report: Report = silent) -> list[Verification]:

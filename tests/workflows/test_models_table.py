@@ -13,8 +13,9 @@ import safetensors.numpy
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent
+from fastsd_lib.core.stopping import TrainingStopped
 from fastsd_lib.models.registry import EMBEDDED_FOLDER, EXTRAS_FOLDER
-from fastsd_lib.workflows import dreambooth, model_rows, models
+from fastsd_lib.workflows import dreambooth, model_downloads, model_rows, models
 from fastsd_lib.workflows.model_rows import lying_there, row_of, size_words
 
 LORA, CONTROL = (
@@ -190,3 +191,17 @@ def test_no_name_in_the_table_steers_a_terminal(drive):
                                              (6_940_000_000, "6.94 GB")])  # fmt: skip
 def test_sizes_are_said_as_download_pages_say_them(size, words):
     assert size_words(size) == words
+
+
+def test_a_stop_ends_all_downloads_at_once(tmp_path, monkeypatch):
+    """The panel's Stop comes out of a report; it is no failure of one source after which the next is tried."""
+    asked = []
+
+    def stopped(word, *rest):
+        asked.append(word)
+        raise TrainingStopped("Stopped.")
+
+    monkeypatch.setattr(model_downloads, "download", stopped)
+    with pytest.raises(TrainingStopped):
+        models.download("https://a.example/1.pt https://a.example/2.pt", tmp_path)
+    assert asked == ["https://a.example/1.pt"]
