@@ -49,6 +49,8 @@ class Part:
         with own_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
+            for scratch in self.path.parent.glob(f".{self.note.stem}.*.partial.json"):
+                scratch.unlink(missing_ok=True)  # of one who was killed while he wrote the note
         try:
             self._read_note()
             yield self

@@ -1,16 +1,14 @@
 """A model file from the internet: whole or not at all, gone on with after a break, and only from where it may come.
 
 `download_file` is the one way in which files are fetched by their address. core.https_client checks and dials
-addresses; `download_transfer` fetches what is missing, `download_answers` reads what servers say, `download_part`
-keeps what is there, `download_names` finds the name.
+addresses; `download_transfer` fetches what is missing over `download_line`s, `download_watch` looks on,
+`download_answers` reads what servers say, `download_part` keeps what is there, `download_names` finds the name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import ssl
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +17,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fsync_path, sha256_file
 from fastsd_lib.core.https_client import shown_url
-from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.text import escaped
+from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.models.download_answers import Changed, Failed
 from fastsd_lib.models.download_names import chosen_name, free_place, with_true_suffix
-from fastsd_lib.models.download_part import OwnDisk, Part
+from fastsd_lib.models.download_part import Part
 from fastsd_lib.models.download_transfer import Transfer
+from fastsd_lib.models.download_watch import DownloadStopped, Watch
 
-SPARE_BYTES = 64 << 20  # a disk is never filled to the last byte
-LEAST_BYTES_PER_S = 100  # slower than this for `stall_s` is a stall
+__all__ = ["DownloadRefused", "DownloadRules", "DownloadStopped", "Source", "download_file"]
+
 WORTH_A_NEW_TRY = 64 << 10  # bytes: a try that brought so many does not count as one that failed
 _KEYS = {
     "token",
@@ -76,10 +74,6 @@ class DownloadRefused(UserError):
     """No source gave the file, each for the reason told."""
 
 
-class DownloadStopped(UserError):
-    """`should_stop` said so; the same call goes on from there."""
-
-
 def download_file(
     sources: Sequence[Source],
     folder: Path,
@@ -121,18 +115,24 @@ def _from_source(
         # Without a sign of the file's version, only its hash can tell whether old and new bytes belong together.
         if not (source.sha256 or (part.validator and part.origin == origin)):
             part.forget()
-        watch = _Watch(source, part, rules, report, should_stop, _called(source, part, key))
+        watch = Watch(source, part, rules, report, should_stop, _called(source, part, key))
         resumed = part.bytes_done > 0
         sha256 = _fetch_all(source, part, rules, origin, watch)
-        if resumed and sha256 and sha256_file(part.path) != sha256:  # old and new bytes do not fit
+        if (found := _other_hash(part, sha256)) and resumed:  # old and new bytes do not belong together
             part.forget()
             sha256 = _fetch_all(source, part, rules, origin, watch)
-        _check_hash(part, sha256)
+            found = _other_hash(part, sha256)
+        if found:
+            part.remove()
+            raise Failed(
+                f"gives another file than expected (SHA-256 {found[:12]}..., not {sha256[:12]}...)",
+                "take another address, or ask who gave you the hash.",
+            )
         name = with_true_suffix(_called(source, part, key), part.path)
         return _put(part, folder, name, sha256)
 
 
-def _fetch_all(source: Source, part: Part, rules: DownloadRules, origin: str, watch: _Watch) -> str:
+def _fetch_all(source: Source, part: Part, rules: DownloadRules, origin: str, watch: Watch) -> str:
     """Try until every byte is there; the SHA-256 to expect ("" = not known)."""
     context = rules.ssl_context
     if context is None and source.url.startswith("https:"):
@@ -196,96 +196,10 @@ def _keep(part: Part, lasting: bool, last: bool) -> None:
         part.forget()
 
 
-class _Watch:
-    """Looks at a transfer from outside, several times a second: progress, stall, stop, space, the note on the disk."""
-
-    def __init__(
-        self, source: Source, part: Part, rules: DownloadRules, report: Report,
-        should_stop: Callable[[], bool] | None, name: str,
-    ) -> None:  # fmt: skip
-        self._source, self._part, self._rules, self._report = source, part, rules, report
-        self._should_stop, self._task = should_stop, f"download {escaped(name[:60])}"
-        self._saved = self._told = time.monotonic()
-        self._told_bytes = part.bytes_done
-        self._window = (time.monotonic(), 0)  # begin of the time in which a stall is looked for, bytes then
-
-    def __call__(self, received: int) -> None:
-        now = time.monotonic()
-        self._stop_if_asked()
-        begin, bytes_then = self._window
-        if received < bytes_then:  # a new try
-            self._window = (now, received)
-        elif now - begin >= self._rules.stall_s:
-            if received - bytes_then < LEAST_BYTES_PER_S * self._rules.stall_s:
-                raise Failed(f"gave next to nothing for {self._rules.stall_s:g} s", again=True)
-            self._window = (now, received)
-        if now - self._told >= 0.5:
-            self._tell(now)
-        if now - self._saved >= self._rules.save_s:
-            self._saved = now
-            if self._part.size is not None:
-                self._part.record()
-            _check_space(self._part, 0)
-
-    def _tell(self, now: float) -> None:
-        done, size = self._part.bytes_done, self._part.size
-        speed = max(done - self._told_bytes, 0) / max(now - self._told, 1e-3) / 1e6
-        self._told, self._told_bytes = now, done
-        text = f"{done / 1e6:,.0f}{f' of {size / 1e6:,.0f}' if size else ''} MB, {speed:.1f} MB/s"
-        # A file of untold size shows no bar: 0 of 1.
-        self._report(
-            ProgressEvent(self._task, done if size else 0, size or 1, {"": text, "bytes_per_s": speed * 1e6})
-        )
-
-    def rest(self, seconds: float) -> None:
-        """Before the next try."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._stop_if_asked()
-            time.sleep(min(left, 0.1))
-        self._window = (time.monotonic(), 0)
-
-    def _stop_if_asked(self) -> None:
-        if self._should_stop is not None and self._should_stop():
-            raise DownloadStopped(
-                f"{self._task} was stopped.", fix="run it again: it goes on where it stopped."
-            )
-
-    def check_size(self, size: int | None) -> None:
-        """What the server says (None: nothing), or what came without its saying so."""
-        wanted, most = self._source.size_bytes, self._rules.most_bytes
-        if size == 0:
-            raise Failed("gives an empty file", "check the address, or take another one.")
-        if size is not None and size > most:
-            raise Failed(
-                f"gives {size / 1e9:,.1f} GB or more, and at most {most / 1e9:,.1f} GB are taken",
-                "take another address.",
-            )
-        if size is not None and wanted and size != wanted:
-            raise Failed(
-                f"gives {size:,} bytes where {wanted:,} are expected", "take another address of this file."
-            )
-        _check_space(self._part, size or wanted)
-
-
-def _check_space(part: Part, size: int) -> None:
-    """OwnDisk when the rest of `size` bytes does not fit."""
-    needed = max(size - part.bytes_done, 0)
-    free = shutil.disk_usage(part.path.parent).free
-    if free < needed + SPARE_BYTES:
-        raise OwnDisk(
-            f"{part.path.parent} has {free / 1e9:,.1f} GB free, and {(needed + SPARE_BYTES) / 1e9:,.1f} GB are needed.",
-            fix="free some space there, or choose another folder.",
-        )
-
-
-def _check_hash(part: Part, sha256: str) -> None:
-    if sha256 and (found := sha256_file(part.path)) != sha256:
-        part.remove()
-        raise Failed(
-            f"gives another file than expected (SHA-256 {found[:12]}..., not {sha256[:12]}...)",
-            "take another address, or ask who gave you the hash.",
-        )
+def _other_hash(part: Part, sha256: str) -> str:
+    """The hash of what came where another is expected; "" where it is right, or nobody knows."""
+    found = sha256_file(part.path) if sha256 else ""
+    return "" if found == sha256 else found
 
 
 def _called(source: Source, part: Part, key: str) -> str:
