@@ -76,7 +76,7 @@ def _add_train(known: Any) -> None:
         "--model",
         default=None,
         metavar="M",
-        help="base model: embedded, a folder, a file or a Hugging Face id",
+        help="base model: embedded, 1.5, a folder, a file, a Hugging Face id or a link",
     )
     parser.add_argument(
         "--resume", action="store_true", help="repeat the session's last recipe, from where it stopped"

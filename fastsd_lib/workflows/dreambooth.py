@@ -15,7 +15,6 @@ from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import ConsoleProgress, ProgressEvent, Report, silent
-from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
 from fastsd_lib.models.fits import check_training
@@ -26,7 +25,7 @@ from fastsd_lib.sessions.lock import session_lock
 from fastsd_lib.sessions.photos import photos
 from fastsd_lib.sessions.session import Session
 from fastsd_lib.training.config import DreamBoothConfig
-from fastsd_lib.workflows import class_images, model_folders, older_sessions
+from fastsd_lib.workflows import class_images, file_links, model_folders, older_sessions
 from fastsd_lib.workflows.samples import sample_photos, sample_subject
 from fastsd_lib.workflows.training_run import run_training
 from fastsd_lib.workflows.workbench import Workbench, deliver, workbench
@@ -116,15 +115,14 @@ def caption_photos(session: Session, instance_prompt: str, overwrite: bool = Fal
 def base_model(
     name_or_path: str | Path = registry.EMBEDDED, root: Path | None = None, report: Report | None = None
 ) -> ModelFiles:
-    """The model to start from: "embedded", a known name, a Hugging Face id, a Diffusers folder or a single file.
+    """The model to start from: "embedded", a known name, a trained session, a Hugging Face id, a folder, file or link.
 
     Downloads use the user's token, also the one in token.txt below `root` (default: where sessions live). That a
     withdrawn model is taken from elsewhere is told to `report`, or else to the terminal.
     """
     home = root or default_root()
-    return registry.base_model(
-        name_or_path, lambda: tokens.hub_token(root), home, report or ConsoleProgress()
-    )
+    checkpoints = home / "models" / "Stable-diffusion"
+    return file_links.find_model(name_or_path, home, checkpoints, report or ConsoleProgress())
 
 
 def recipe_for(base: ModelFiles, instance_prompt: str, class_prompt: str = "") -> DreamBoothConfig:

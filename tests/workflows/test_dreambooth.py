@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.workflows import class_images, dreambooth
+from fastsd_lib.workflows import class_images, dreambooth, models
 
 
 def test_photos_become_a_single_file_that_diffusers_itself_loads(session, narrow_sd15, config):
@@ -114,6 +114,17 @@ def test_the_recipe_of_the_run_is_kept_in_the_session_and_in_the_model(session, 
     assert (base, config) == (str(narrow_sd15.path), config)
     with safe_open(trained.path, "pt") as file:
         assert json.loads(file.metadata()["fastsd.recipe"])["unet_learning_rate"] == config.unet_learning_rate
+
+
+def test_a_base_model_is_a_name_a_file_of_the_library_or_a_link(tmp_path):
+    file = tmp_path / "models/Stable-diffusion/mine.safetensors"
+    models.convert(dreambooth.base_model().path, file)
+    assert dreambooth.base_model("mine", tmp_path).path == file
+    assert dreambooth.base_model(str(file), tmp_path).family == "sd1"
+    with pytest.raises(
+        UserError, match="CivitAI link names no model"
+    ):  # a link is followed, not taken for a path
+        dreambooth.base_model("https://civitai.com/nothing", tmp_path)
 
 
 def test_no_base_model_chosen_names_the_choices(session):
