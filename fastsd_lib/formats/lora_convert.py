@@ -21,7 +21,7 @@ from typing import Any, Literal
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, read_json
 from fastsd_lib.core.progress import Report, silent
-from fastsd_lib.core.tensor_file import NewTensor, TensorFile
+from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
 from fastsd_lib.formats.ckpt_file import open_weights
 from fastsd_lib.formats.lora_reading import read_layers
@@ -97,6 +97,11 @@ def convert_lora(
         header = {"format": "pt"} | carried | plan.metadata | given
         write_and_verify(scratch, target, tensors, header, report, hash_key="modelspec.hash_sha256")
     return target
+
+
+def conversion_note(path: Path) -> str:
+    """What `convert_lora` did to make this file, in words; "" for a file that it did not make."""
+    return read_tensor_file(path).metadata.get(NOTE, "")
 
 
 def _opened(source: Path) -> TensorFile:

@@ -65,7 +65,7 @@ def convert(
     if convert_one is None:
         raise UserError(
             f"{source} is {described.kind.words}, for which there is no other form here.",
-            fix="convert whole models, LoRA, ControlNet and VAE.",
+            fix="convert whole models, LoRA, ControlNet, T2I-Adapter, VAE and embeddings.",
         )
     if kind not in WHOLE:
         _refuse_whole_model_choices(described, choices)
@@ -106,7 +106,7 @@ def _embedded_configs(file: Path) -> Path | None:
 
 
 def _lora(found: Description, target: Path, choices: ConversionChoices, report: Report) -> Converted:
-    from fastsd_lib.formats.lora_convert import convert_lora
+    from fastsd_lib.formats.lora_convert import conversion_note, convert_lora
 
     _want_safetensors(found, target)
     naming = choices.naming
@@ -117,7 +117,7 @@ def _lora(found: Description, target: Path, choices: ConversionChoices, report: 
             "A LoRA has no original names.", fix="take kohya (web UIs, ComfyUI) or peft (diffusers)."
         )
     made = convert_lora(found.path, target, naming, choices.dtype, choices.metadata, report)
-    return _converted(found, made)
+    return _converted(found, made, (conversion_note(made),))
 
 
 def _control(found: Description, target: Path, choices: ConversionChoices, report: Report) -> Converted:
@@ -134,17 +134,29 @@ def _vae(found: Description, target: Path, choices: ConversionChoices, report: R
     return _converted(found, convert_vae(found.path, target, naming, choices.dtype, report))
 
 
+def _embedding(found: Description, target: Path, choices: ConversionChoices, report: Report) -> Converted:
+    from fastsd_lib.formats.embedding_convert import convert_embedding
+
+    _want_safetensors(found, target)
+    if choices.dtype:
+        raise UserError("A learned word keeps its numbers as they are.", fix="leave --dtype out.")
+    naming = _naming_by_target(found, target, choices)
+    return _converted(found, convert_embedding(found.path, target, naming, choices.metadata, report))
+
+
 KINDS: dict[str, Callable[[Description, Path, ConversionChoices, Report], Converted]] = {
     **dict.fromkeys(WHOLE, _whole),
     "lora": _lora,
     "controlnet": _control,
+    "t2i-adapter": _control,
+    "embedding": _embedding,
     "vae": _vae,
 }
 
 
-def _converted(found: Description, made: Path) -> Converted:
+def _converted(found: Description, made: Path, notes: tuple[str, ...] = ()) -> Converted:
     layout = "diffusers" if made.is_dir() else "single_file"
-    return Converted(made, found.kind.kind, found.kind.family, layout)
+    return Converted(made, found.kind.kind, found.kind.family, layout, notes)
 
 
 def _naming_by_target(found: Description, target: Path, choices: ConversionChoices) -> str:
