@@ -40,7 +40,7 @@ MARKS = ("v_pred", "ztsnr")
 # Training leftovers of original checkpoints: schedules, counters, judges. They are numbers, but no weights.
 LEFTOVERS = (
     "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "lvlb_", "denoiser.sigmas",
-    "first_stage_model.loss.", "first_stage_model.model_ema.", "depth_model.",
+    "edm_", "first_stage_model.loss.", "first_stage_model.model_ema.", "depth_model.",
 )  # fmt: skip
 # Tensors of a text encoder that no picture needs: buffers, and what only contrasts texts with pictures.
 TEXT_LEFTOVERS = ("position_ids", "logit_scale", "attn_mask")
@@ -105,6 +105,8 @@ def sorted_out(
     extras: Weights = {}
     strangers = []
     for name, key in (names or without_averages(file)).items():
+        if name in MARKS:
+            continue
         weight = Weight(file, key, file.tensors[key].shape)
         part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), None)
         if _is_leftover(name, part):
@@ -130,8 +132,8 @@ def sorted_out(
 
 
 def without_averages(file: TensorFile) -> dict[str, str]:
-    """Every tensor but averaged weights and marks, by its own name."""
-    return {key: key for key in file.tensors if not key.startswith(EMA) and key not in MARKS}
+    """Every tensor but averaged weights, by its own name."""
+    return {key: key for key in file.tensors if not key.startswith(EMA)}
 
 
 def is_buffer(name: str) -> bool:
