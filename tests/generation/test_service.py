@@ -500,8 +500,8 @@ def test_short_memory_splits_the_call_is_noted_and_changes_no_picture(engine, se
         assert difference(picture.image, drawn(engine, replace(ORDER, seed=seed))[0]) <= 1
     for picture, alone in zip(batch, drawn(engine, replace(ORDER, count=5, seed=40)), strict=True):
         assert difference(picture.image, alone) <= 1
-    assert all("out of memory with" in job.notes[0] for job in single)
-    assert "fewer at once" in single[0].pictures[0].record["warnings"][0]
+    assert all("out of memory with" in job.notes[-1] for job in single)
+    assert "fewer at once" in single[0].pictures[0].record["warnings"][-1]
 
 
 def test_memory_that_does_not_suffice_for_one_picture_is_an_error_of_that_job_alone(engine, service):
