@@ -34,12 +34,27 @@ TEXT_ENCODERS = {
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
 }
-BODY = "model.diffusion_model."  # stands before the transformer's names; may be left out
+BODY = (
+    "model.diffusion_model."  # stands before the transformer's names; some files shorten it or leave it out
+)
+BODIES = (BODY, "diffusion_model.")
 BUNDLED = Path(__file__).parent / "bundled"
 PIPELINES_BY_CHANNELS = {
     384: "FluxFillPipeline",
     128: "FluxControlPipeline",
 }  # img_in of Flux.1 Fill, Canny, Depth
+# Entries without which a part's config says too little, and of what kind they are.
+NEEDED: dict[str, dict[str, Any]] = {
+    "flux": dict.fromkeys(
+        ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim"), int
+    )
+    | {"in_channels": int, "guidance_embeds": bool},
+    "sd3": dict.fromkeys(("num_layers", "num_attention_heads", "attention_head_dim", "in_channels"), int),
+    "vae": {"block_out_channels": list, "latent_channels": int, "scaling_factor": (int, float)},
+    "clip_l": {"num_hidden_layers": int, "hidden_size": int, "vocab_size": int},
+    "clip_g": {"num_hidden_layers": int, "hidden_size": int, "vocab_size": int},
+    "t5xxl": {"num_layers": int, "vocab_size": int},
+}
 # Entries that say how many tensors there are, and how long their sides; far beyond any model is what lies outside.
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "layers_per_block")
 WIDTHS = ("num_attention_heads", "attention_head_dim", "in_channels", "hidden_size")
@@ -69,11 +84,11 @@ def model_name(transformer: Mapping[str, Any]) -> str:
 def family_of_tensors(names: Iterable[str]) -> str | None:
     """The family whose transformer a single file with these tensors holds; None for any other file."""
     for name in names:
-        name = name.removeprefix(BODY)
-        if name.startswith("double_blocks.0.img_attn."):
-            return "flux"
-        if name.startswith("joint_blocks.0."):
-            return "sd3"
+        for body in (*BODIES, ""):
+            if name.startswith(f"{body}double_blocks.0.img_attn."):
+                return "flux"
+            if name.startswith(f"{body}joint_blocks.0."):
+                return "sd3"
     return None
 
 
@@ -118,19 +133,23 @@ def check_configs(configs: Mapping[str, str], origin: Path) -> None:
 
 def _is_sound(parsed: Mapping[str, Any]) -> bool:
     """Whether every number that a table of names is made of is one, and not a monstrous one."""
-    transformer = parsed[TRANSFORMER]
-    parts = [one for name, one in parsed.items() if name.endswith("/config.json")]
-    counts = [one[key] for one in parts for key in DEPTHS if key in one]
-    widths = [one[key] for one in parts for key in WIDTHS if key in one]
-    levels = [one["block_out_channels"] for one in parts if "block_out_channels" in one]
-    second = transformer.get("dual_attention_layers") or []
+    family = FAMILIES[parsed[TRANSFORMER]["_class_name"]]
+    parts = {name.partition("/")[0]: one for name, one in parsed.items() if name.endswith("/config.json")}
+    roles = {"transformer": family, "vae": "vae"} | TEXT_ENCODERS[family]
+    counts = [one[key] for one in parts.values() for key in DEPTHS if key in one]
+    counts += parts["transformer"].get("dual_attention_layers") or []
+    widths = [one[key] for one in parts.values() for key in WIDTHS if key in one]
+    levels = [one["block_out_channels"] for one in parts.values() if "block_out_channels" in one]
     return (
-        transformer["_class_name"] in FAMILIES
-        and {"num_layers", "num_attention_heads", "attention_head_dim", "in_channels"} <= set(transformer)
-        and all(isinstance(n, int) and 0 <= n <= MOST_BLOCKS for n in [*counts, *second])
+        all(
+            isinstance(one[key], kind)
+            for part, one in parts.items()
+            for key, kind in NEEDED[roles[part]].items()
+        )
+        and all(isinstance(n, int) and 0 <= n <= MOST_BLOCKS for n in counts)
         and all(isinstance(n, int) and 0 < n <= MOST_CHANNELS for n in widths)
         and all(isinstance(one, list) and 0 < len(one) <= 16 for one in levels)
-        and all(isinstance(one.get("feed_forward_proj", ""), str) for one in parts)
+        and all(isinstance(one.get("feed_forward_proj", ""), str) for one in parts.values())
     )
 
 

@@ -25,7 +25,7 @@ from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.row_copies import exported, imported, unit_matrix
 from fastsd_lib.formats.stored_weight import Weight
 from fastsd_lib.formats.transformer_configs import (
-    BODY,
+    BODIES,
     FAMILIES,
     TEXT_ENCODERS,
     TRANSFORMER,
@@ -169,7 +169,8 @@ def _transformer_config(family: str, file: TensorFile) -> Configs:
     packed = file.metadata.get(METADATA_KEY)
     if packed:
         return transformer_configs.unpacked_configs(packed, ["transformer"], file.path)
-    shapes = {key.removeprefix(BODY): one for key, one in file.tensors.items()}
+    bodies = [body for body in BODIES if any(key.startswith(body) for key in file.tensors)]
+    shapes = {key.removeprefix((*bodies, "")[0]): one for key, one in file.tensors.items()}
     return transformer_configs.derived_configs(family, {"transformer": shapes}, file.path)
 
 
@@ -188,7 +189,7 @@ def _listed_parts(
         chosen = [part for part in every if part in asked]
     elif "model_index.json" in configs:
         index = json.loads(configs["model_index.json"])
-        chosen = [part for part in every if (index.get(part) or [None])[0]]
+        chosen = [part for part in every if index.get(part) not in (None, [None, None])]
     else:
         chosen = [part for part in every if (folder / part).is_dir()]
     if "transformer" not in chosen:
@@ -237,7 +238,7 @@ def _keys_by_part(file: TensorFile) -> tuple[str, dict[str, dict[str, str]]]:
     if family is None:
         raise _not_ours(file)
     prefixes = {f"text_encoders.{name}.transformer.": part for part, name in TEXT_ENCODERS[family].items()}
-    prefixes |= {"first_stage_model.": "vae", "vae.": "vae", BODY: "transformer"}
+    prefixes |= {"first_stage_model.": "vae", "vae.": "vae"} | dict.fromkeys(BODIES, "transformer")
     keys: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
