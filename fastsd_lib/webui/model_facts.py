@@ -10,6 +10,7 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import FAMILY_NAMES
+from fastsd_lib.formats.lora_facts import top_tags
 from fastsd_lib.models.identify import identify
 from fastsd_lib.webui.context import ApiContext
 
@@ -134,14 +135,7 @@ def trigger_words(metadata: Mapping[str, Any]) -> str:
         said = ", ".join(str(one) for one in said)
     if said:
         return str(said)[:500]
-    counts: dict[str, int] = {}
-    folders = metadata.get("ss_tag_frequency")
-    for tags in folders.values() if isinstance(folders, dict) else []:
-        for tag, count in tags.items() if isinstance(tags, dict) else []:
-            if isinstance(count, int):
-                counts[str(tag).strip()] = counts.get(str(tag).strip(), 0) + count
-    often = sorted(counts, key=lambda tag: -counts[tag])[:MOST_WORDS]
-    return ", ".join(word[:60] for word in often if word)
+    return ", ".join(tag[:60] for tag, _ in top_tags(metadata, MOST_WORDS))
 
 
 def _plain(kind: str, name: str, path: Path, context: ApiContext) -> Row:
