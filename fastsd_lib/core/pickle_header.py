@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.file_kinds import UNKNOWN, kind_of_file, with_article
+from fastsd_lib.core.file_kinds import HEAD_BYTES, UNKNOWN, kind_of_file, with_article
 from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.pickle_reader import (
     MAX_PICKLE_BYTES,
@@ -105,10 +105,10 @@ def read_pickle_header(path: Path, places: bool = True) -> PickleHeader:
             raise UserError(f"{path} is a pipe or a device, not a file.", fix="name the checkpoint itself.")
         kind = kind_of_file(path)
         if kind == "zip archive":
-            value, storages, compressed = _from_zip(path, places)
+            value, storages, sizes, compressed = _from_zip(path, places)
         else:
             value, storages = _from_pickles_in_a_row(path, kind)
-            compressed = False
+            sizes, compressed = {key: one.end - one.start for key, one in storages.items()}, False
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.", fix="check the path.") from None
     except IsADirectoryError:
@@ -120,8 +120,8 @@ def read_pickle_header(path: Path, places: bool = True) -> PickleHeader:
     stored = _named_tensors(value)
     if not stored:
         raise _damaged(path, "holds no weights by name")
-    if places and not compressed:
-        _check_storages(path, stored, storages)
+    if not compressed:
+        _check_storages(path, stored, sizes)
     texts = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, str)}
     tensors = {
         name: Tensor(one.dtype, one.shape, *_place(one, storages.get(one.storage)))
@@ -163,10 +163,9 @@ def _gathered(path: Path, one: StoredTensor, storage: Storage) -> bytes:
     return np.lib.stride_tricks.as_strided(flat, one.shape, steps, writeable=False).tobytes()
 
 
-def _check_storages(path: Path, stored: Mapping[str, StoredTensor], storages: Mapping[str, Storage]) -> None:
+def _check_storages(path: Path, stored: Mapping[str, StoredTensor], sizes: Mapping[str, int]) -> None:
     for name, one in stored.items():
-        place = storages.get(one.storage)
-        if place is None or place.end - place.start < one.storage_bytes:
+        if sizes.get(one.storage, -1) < one.storage_bytes:
             raise _damaged(path, f"lacks the data of {escaped(name[:80])!r}")
 
 
@@ -189,7 +188,8 @@ class _Modest:
         return data
 
 
-def _from_zip(path: Path, places: bool) -> tuple[Any, dict[str, Storage], bool]:
+def _from_zip(path: Path, places: bool) -> tuple[Any, dict[str, Storage], dict[str, int], bool]:
+    """What the pickle makes, the places of the storages if asked for, their sizes, and whether all is compressed."""
     try:
         with path.open("rb") as handle, zipfile.ZipFile(_Modest(handle)) as archive:  # type: ignore[arg-type]
             entries = archive.infolist()
@@ -205,11 +205,14 @@ def _from_zip(path: Path, places: bool) -> tuple[Any, dict[str, Storage], bool]:
             with archive.open(found[0]) as entry:
                 program = b"".join(iter(lambda: entry.read(CHUNK_BYTES), b""))
             compressed = any(one.compress_type != zipfile.ZIP_STORED for one in entries)
+            if odd := [one for one in entries if not compressed and one.file_size != one.compress_size]:
+                raise _damaged(path, f"gives {escaped(odd[0].filename[:80])!r} a size that it has not")
             held = [one for one in entries if one.filename.startswith(f"{folder}data/")]
             value, _ = _read(path, io.BytesIO(program))
             known = places and not compressed
             storages = _zip_storages(path, handle, folder, held, archive.start_dir) if known else {}
-            return value, storages, compressed
+            sizes = {one.filename.removeprefix(f"{folder}data/"): one.file_size for one in held}
+            return value, storages, sizes, compressed
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -250,7 +253,7 @@ def _zip_storages(
         if entry.header_offset < reached or key in storages:
             raise _damaged(path, f"holds {escaped(key[:80])!r} twice, or over other data")
         reached = start + entry.file_size
-        if entry.file_size != entry.compress_size or reached > end:
+        if reached > end:
             raise _damaged(path, f"gives the data {escaped(key[:80])!r} a size that it has not")
         storages[key] = Storage(start, reached, entry.CRC)
     return storages
@@ -261,14 +264,9 @@ def _zip_storages(
 
 def _from_pickles_in_a_row(path: Path, kind: str) -> tuple[Any, dict[str, Storage]]:
     with path.open("rb") as handle:
-        start = handle.read(len(OLD_FORMAT) + 11)
-        if start[:1] != b"\x80" or OLD_FORMAT not in start:
-            what = "a file of another kind" if kind == UNKNOWN else with_article(kind)
-            if start[:1] == b"\x80":
-                _read(path, io.BytesIO(start + handle.read(MAX_PICKLE_BYTES)))  # says what it would have run
-                what = "a pickle, but not one of PyTorch's"
-            fix = "download or copy it again; a web page is what a link gives that wants you to log in."
-            raise UserError(f"{path} is no PyTorch checkpoint: it is {what}.", fix=fix)
+        head = handle.read(HEAD_BYTES)
+        if head[:1] != b"\x80" or OLD_FORMAT not in head[: len(OLD_FORMAT) + 11]:
+            raise _another_kind(path, kind, head, handle)
         handle.seek(0)
         bounded = Bounded(handle)
         for _ in range(_NUMBERS_IN_A_ROW):
@@ -276,6 +274,17 @@ def _from_pickles_in_a_row(path: Path, kind: str) -> tuple[Any, dict[str, Storag
         value, sizes = _read(path, bounded)
         keys, _ = _read(path, bounded)
         return value, _storages_in_a_row(path, handle, sizes, keys)
+
+
+def _another_kind(path: Path, kind: str, head: bytes, handle: BinaryIO) -> UserError:
+    what = "a file of another kind" if kind == UNKNOWN else with_article(kind)
+    if head[257:262] == b"ustar":  # before 0.1.10 PyTorch wrote pickles into one
+        what = "a tar archive"
+    if head[:1] == b"\x80":
+        _read(path, io.BytesIO(head + handle.read(MAX_PICKLE_BYTES)))  # says what it would have run
+        what = "a pickle, but not one of PyTorch's"
+    fix = "download or copy it again; a web page is what a link gives that wants you to log in."
+    return UserError(f"{path} is no PyTorch checkpoint: it is {what}.", fix=fix)
 
 
 def _storages_in_a_row(

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, ClassVar, NoReturn
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE
 
 MAX_PICKLE_BYTES = 8 << 20  # of names and shapes: a large model has one megabyte of them
-MAX_READS = 1_500_000  # a checkpoint of 2,500 tensors takes 130,000; each can cost 80 bytes and a microsecond
+MAX_READS = 1_000_000  # a checkpoint of 2,500 tensors takes 130,000; each can cost 80 bytes and a microsecond
 DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",

@@ -21,6 +21,7 @@ from fastsd_lib.core.text import escaped
 MAX_HEADER_BYTES = 25_000_000  # the largest models have one megabyte; some carry a picture in it
 MAX_ENTRIES = 1_000_000  # brackets in the header: each can cost a hundred times its byte
 MAX_SIDES = 64  # of a tensor
+MAX_NAME = 1000  # letters
 BYTES_PER_VALUE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -225,6 +226,8 @@ def _parse_header(
 
 
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
+    if len(name) > MAX_NAME:
+        raise _damaged(path, f"names a tensor in {len(name):,} letters")
     try:
         dtype, shape, places = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])  # type: ignore[index]
         whole = all(type(one) is int and 0 <= one < 2**63 for one in (*shape, *places)) and len(places) == 2

@@ -63,7 +63,7 @@ def identify(path: Path) -> Identity:
     """
     if path.is_dir():
         return _identify_folder(path)
-    file = read_header(path)
+    file = read_header(path, places=False)
     family = _single_file_family(file)
     first = file.tensors.get(UNET_FIRST) or next(iter(file.tensors.values()))
     return Identity(
@@ -139,7 +139,7 @@ def unet_width(path: Path) -> int:
     if path.is_dir():
         first = folders.first_weights(path).tensors.get("conv_in.weight")
     else:
-        first = read_header(path).tensors.get(UNET_FIRST)
+        first = read_header(path, places=False).tensors.get(UNET_FIRST)
     return first.shape[0] if first and first.shape else 0
 
 
