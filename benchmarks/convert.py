@@ -72,6 +72,8 @@ def _speed(model: str, place: str, work: Path, rounds: int, checkout: Path | Non
     folder, file = work / "model", work / "out" / "model.safetensors"
     size = cases.make_model(model, folder)
     file.parent.mkdir()
+    cases.measure(cases.ours("not counted", folder, file, fsync=False))
+    cases.remove(file)
     for fsync in (False, True) if place == "disk" else (False,):
         given = [
             cases.cp(folder, work, fsync),

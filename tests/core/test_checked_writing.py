@@ -1,0 +1,139 @@
+"""Large files written behind a reader and before a checker, in constant memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from pathlib import Path
+
+import pytest
+
+from fastsd_lib.core.byte_range import ByteRange
+from fastsd_lib.core.checked_writing import BLOCK_BYTES, Piece, ReadsBackDifferently, write_checked
+from fastsd_lib.core.errors import UserError
+
+DATA = bytes(range(251)) * 9001  # two mebibytes and some, of no period that a page has
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    path = tmp_path / "out"
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_ranges_of_several_files_land_where_they_belong(tmp_path, source, out, checksums):
+    other = tmp_path / "other"
+    other.write_bytes(DATA[::-1])
+    ranges = [
+        ByteRange(source, 1_000_001, len(DATA)),
+        ByteRange(other, 5, 5),
+        ByteRange(other, 7, 1_500_000),
+        *(ByteRange(source, 9 + n * 2000, 9 + (n + 1) * 2000) for n in range(1000)),
+        ByteRange(source, 0, BLOCK_BYTES),
+    ]
+    out.write_bytes(b"abc")
+    pieces, at, expected = [], 3, b"abc"
+    for number, one in enumerate(ranges):
+        pieces.append(Piece(str(number), at, one))
+        expected += one.path.read_bytes()[one.start : one.end]
+        at += one.size_bytes
+    holes = [Piece("far", at + 1000, ByteRange(source, 0, 10)), Piece("back", at, ByteRange(source, 0, 10))]
+    written = write_checked(out, [*pieces, *holes], checksums=checksums)
+    assert out.read_bytes() == expected + DATA[:10] + bytes(990) + DATA[:10]
+    sums = {str(n): zlib.crc32(one.path.read_bytes()[one.start : one.end]) for n, one in enumerate(ranges)}
+    sums |= {"far": zlib.crc32(DATA[:10]), "back": zlib.crc32(DATA[:10])}
+    del sums["1"]  # of no bytes
+    assert written.checksums == (sums if checksums else {})
+
+
+def test_checksums_and_hash_are_those_of_the_bytes_however_they_came(tmp_path, out):
+    source = tmp_path / "large"
+    large = os.urandom(1 << 20) * 20 + b"end"  # more than all buffers together
+    source.write_bytes(large)
+    pieces = [
+        Piece("large", 0, ByteRange(source, 0, len(large))),
+        Piece("made", len(large), DATA),
+        Piece("made", len(large) + len(DATA), memoryview(DATA)[:100]),
+        Piece("empty", 0, b""),
+    ]
+    written = write_checked(out, pieces, checksums=True, sha256=True)
+    made = DATA + DATA[:100]
+    assert out.read_bytes() == large + made
+    assert written.checksums == {"large": zlib.crc32(large), "made": zlib.crc32(made)}
+    assert written.sha256 == hashlib.sha256(large + made).hexdigest()
+
+
+def test_from_one_disk_to_another(tmp_path, out):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one disk")
+    source = other / f"fastsd-test-{os.getpid()}"
+    try:
+        source.write_bytes(DATA)
+        write_checked(out, [Piece("x", 0, ByteRange(source, 1, len(DATA)))])
+        assert out.read_bytes() == DATA[1:]
+    finally:
+        source.unlink()
+
+
+def test_a_source_that_is_shorter_than_its_header_says_is_named(source, out):
+    with pytest.raises(UserError, match="source ends in the middle of its tensors") as error:
+        write_checked(out, [Piece("x", 0, ByteRange(source, 0, len(DATA) + 1))])
+    assert error.value.fix == "download or copy it again."
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device that forgets")
+@pytest.mark.parametrize("zeros", [0, 1, 700_000, 2 * BLOCK_BYTES])
+def test_the_first_wrong_byte_is_named_exactly(tmp_path, zeros):
+    lying = tmp_path / "lying"
+    lying.symlink_to("/dev/zero")  # takes all that is written, and gives back zeros
+    source = tmp_path / "source"
+    source.write_bytes(bytes(zeros) + b"\x01" + DATA)
+    before = threading.active_count()
+    for content in (source.read_bytes(), ByteRange(source, 0, source.stat().st_size)):
+        with pytest.raises(ReadsBackDifferently) as wrong:
+            write_checked(lying, [Piece("x", 5, content)])
+        assert wrong.value.at == 5 + zeros
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("after", [0, 1, 40])
+def test_what_goes_wrong_while_bytes_are_made_comes_out_and_no_thread_stays(source, out, after):
+    before = threading.active_count()
+
+    def pieces():
+        for number in range(after):
+            yield Piece("x", number * 2000, ByteRange(source, 0, 1000))
+            yield Piece("x", number * 2000 + 1000, DATA[:1000])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checked(out, pieces(), sha256=True)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_full_disk_ends_it_at_once_whatever_is_still_to_come(tmp_path, source, from_file):
+    (tmp_path / "full").symlink_to("/dev/full")
+    made = []
+
+    def pieces():
+        for number in range(100_000):
+            made.append(number)
+            yield Piece("x", 7 * number, ByteRange(source, 0, 1000) if from_file else DATA[:1000])
+
+    with pytest.raises(OSError, match="No space left"):
+        write_checked(tmp_path / "full", pieces())
+    assert len(made) < 1000
