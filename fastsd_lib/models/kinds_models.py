@@ -124,7 +124,8 @@ def vae(seen: Seen) -> Kind | None:
         only = "" if into and bare.starts("encoder.") else ", decoder alone" if into else ", encoder alone"
         return Kind("vae", variant=f"{latents} latent channels{only}" if latents else "", naming=naming)
     tiny = bare.starts("encoder.layers.0.", "decoder.layers.1.", "taesd_decoder.", "taesd_encoder.")
-    return Kind("vae", variant="tiny (TAESD)") if tiny else None
+    attends = bare.some(".self_attn.")  # a text encoder as transformers 5 names it begins alike
+    return Kind("vae", variant="tiny (TAESD)") if tiny and not attends else None
 
 
 _TEXT_ENCODERS = (

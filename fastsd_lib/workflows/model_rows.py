@@ -66,7 +66,8 @@ class ModelRow:
         """The base model that it is or fits, in words: "SD 1.x", "SDXL inpainting"; "" where it needs none."""
         if not self.family:
             return ", ".join(map(base_words, self.fits)) or ("not told" if self.needs else "")
-        return base_words(self.family, self.variant if self.kind in _MODELS else "")
+        words = base_words(self.family, self.variant if self.kind in _MODELS else "")
+        return f"{words}, v-prediction" if self.prediction == "v_prediction" else words
 
     @property
     def size(self) -> str:

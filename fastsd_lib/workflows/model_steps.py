@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,18 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.environment import tokens
 from fastsd_lib.workflows import models
-from fastsd_lib.workflows.model_rows import ModelRow, is_model, row_of
+from fastsd_lib.workflows.converting import Converted
+from fastsd_lib.workflows.model_downloads import model_folders
+from fastsd_lib.workflows.model_rows import ModelRow, row_of
 
 if TYPE_CHECKING:
     from fastsd_lib.models.verifying import Verification
-    from fastsd_lib.workflows.converting import Converted
     from fastsd_lib.workflows.model_downloads import Downloaded
 
 #: What the list of the Convert cell says -> the ending of the target; a folder has none.
 FORMS = {"safetensors": ".safetensors", "ckpt": ".ckpt", "folder": ""}
 AUTO = "auto"
+THERE_ALREADY = "It was there already: remove it, or name another target, to convert again."
 
 
 def tokens_found(root: Path) -> dict[str, str]:
@@ -56,19 +57,19 @@ def convert(
     target: str = "",
     form: str = "safetensors",
     report: Report = silent,
-    **choices: Any,
+    **choices: str,
 ) -> Converted:
     """`source` (empty: the first that was fetched) as `target` (empty: a file or folder of its name, by `form`)."""
     models.check_choice("form", form, FORMS)
     place = Path(source.strip() or str(fetched[0].path)).expanduser()
-    into = target.strip() or _target(root, place, form, choices)
-    if not target.strip() and Path(into).is_dir() and is_model(os.listdir(into)):  # this cell ran before
-        from fastsd_lib.workflows.converting import Converted
-
-        there = row_of(Path(into))
-        note = "It was there already: remove it, or name another target, to convert again."
-        return Converted(there.path, there.kind, there.family, "diffusers", (note,))
-    return models.convert(place, into, report=report, **choices)
+    if target.strip():
+        return models.convert(place, target, report=report, **choices)
+    into = _target(root, place, form, choices)
+    there = row_of(into) if into.exists() else None
+    if there is None or there.problem:
+        return models.convert(place, into, report=report, **choices)
+    layout = "diffusers" if into.is_dir() else "single_file"  # this cell ran before
+    return Converted(into, there.kind, there.family, layout, (THERE_ALREADY,))
 
 
 def verify(what: str, made: Converted, sha256: str = "", report: Report = silent) -> list[Verification]:
@@ -91,16 +92,17 @@ def told_of(made: Converted) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _target(root: Path, source: Path, form: str, choices: dict[str, Any]) -> Path:
-    """In the folder of its kind, by the source's name; never the source itself."""
-    from fastsd_lib.workflows.model_downloads import model_folders
-
+def _target(root: Path, source: Path, form: str, choices: Mapping[str, str]) -> Path:
+    """In the folder of its kind, by the source's name and what is to change in it; never the source itself."""
     row = row_of(source)
     if row.problem:
         raise UserError(row.complaint, fix=row.fix)
-    dtype = choices.get("dtype", "keep")
-    name = _name_of(source) + ("" if dtype == "keep" else f"-{dtype}")
-    folder = model_folders(root).get(row.kind, root / "models")
+    usual = {"dtype": "keep", "ema": "drop", "naming": "auto", "vae": ""}
+    words = {**choices, "ema": f"ema-{choices.get('ema')}", "vae": f"vae-{Path(choices.get('vae', '')).stem}"}
+    changes = "".join(
+        f"-{words[name]}" for name, kept in usual.items() if choices.get(name, kept).strip() != kept
+    )
+    name, folder = _name_of(source) + changes, model_folders(root).get(row.kind, root / "models")
     into = folder / f"{name}{FORMS[form]}"
     same = into.exists() and into.resolve() == source.resolve()
     return folder / f"{name}-converted{FORMS[form]}" if same else into

@@ -76,6 +76,10 @@ HEADERS = [
       "encoder.down_blocks.0.resnets.0.conv1.weight": (128, 128, 3, 3)},
      Kind("vae", variant="16 latent channels", naming="diffusers")),
     ({"encoder.layers.0.weight": (64, 3, 3, 3)}, Kind("vae", variant="tiny (TAESD)")),
+    (
+        {"encoder.layers.0.self_attn.q_proj.weight": (768, 768), "embeddings.token_embedding.weight": (49408, 768)},
+        Kind("text-encoder", variant="CLIP-L"),
+    ),  # as transformers 5 writes it
     (lora(768), Kind("lora", "sd1", "LoRA", "kohya")),
     (lora(1024), Kind("lora", "sd2", "LoRA", "kohya")),
     (lora(2048), Kind("lora", "sdxl", "LoRA", "kohya")),

@@ -14,7 +14,7 @@ import safetensors.numpy
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.environment import tokens
 from fastsd_lib.models.known_models import find_known
-from fastsd_lib.models.registry import EXTRAS_FOLDER
+from fastsd_lib.models.registry import EMBEDDED_FOLDER, EXTRAS_FOLDER
 from fastsd_lib.workflows import model_steps, models
 from fastsd_lib.workflows import notebook as runner
 from fastsd_lib.workflows.model_downloads import model_folders
@@ -95,10 +95,24 @@ def test_links_and_paths_go_to_the_folder_of_their_kind_and_a_lora_changes_its_n
     fetched = model_steps.download(root, "embedded", str(tmp_path / "found.safetensors"))
     assert fetched[1].path == root / "models/Lora/found.safetensors"
     made = model_steps.convert(root, fetched, source=str(fetched[1].path), naming="peft")
-    assert made.path == root / "models/Lora/found-converted.safetensors"  # never over its source
+    assert made.path == root / "models/Lora/found-peft.safetensors"
+    renamed = model_steps.convert(root, fetched, source=str(fetched[1].path))
+    assert renamed.path == root / "models/Lora/found-converted.safetensors"  # never over its source
     assert any("lora_A" in name for name in safetensors.numpy.load_file(made.path))
     told = model_steps.told_of(made)
     assert told["file"] == made.path and told["kind"] == "lora"
+
+
+def test_the_convert_cell_can_run_again_and_other_choices_make_other_files(tmp_path):
+    first = model_steps.convert(tmp_path, [], source=str(EMBEDDED_FOLDER), form="folder", dtype="bf16")
+    assert first.path == tmp_path / "models/Stable-diffusion/embedded-bf16" and not first.notes
+    before = {file: file.stat().st_mtime_ns for file in first.path.rglob("*")}
+    again = model_steps.convert(tmp_path, [], source=str(EMBEDDED_FOLDER), form="folder", dtype="bf16")
+    assert again.path == first.path and "there already" in again.notes[0]
+    assert before == {file: file.stat().st_mtime_ns for file in first.path.rglob("*")}
+    vae = str(EMBEDDED_FOLDER / "vae")
+    baked = model_steps.convert(tmp_path, [], source=str(EMBEDDED_FOLDER), vae=vae)
+    assert baked.path.name == "embedded-vae-vae.safetensors" and not baked.notes
 
 
 def test_a_form_that_is_not_there_is_a_mistake_with_the_nearest(tmp_path):
