@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,7 +50,11 @@ def remove_leftovers(final: Path) -> None:
         return
     for scratch in final.parent.iterdir():
         match = name.fullmatch(scratch.name)
-        if match and scratch.is_file() and not scratch.is_symlink() and not _runs(int(match[1])):
+        if not match or scratch.is_symlink() or _runs(int(match[1])):
+            continue
+        if scratch.is_dir():  # of a model that was to become a folder
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
             scratch.unlink(missing_ok=True)
 
 

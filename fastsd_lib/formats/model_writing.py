@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path, fsync_path, plain_disk_errors, write_text
+from fastsd_lib.core.files import atomic_path, fsync_path, plain_disk_errors, remove_leftovers, write_text
 from fastsd_lib.core.progress import Report
 from fastsd_lib.core.tensor_file import NewTensor
 from fastsd_lib.formats.folder_extras import EXTRAS_FILE
@@ -62,7 +62,8 @@ def write_folder(
         raise UserError(f"{target} is there already.", fix="name a new folder, or remove the old one first.")
     with plain_disk_errors(f"write {target.name}"):
         require_space(target.parent, [*extras, *(tensor for one in parts.values() for tensor in one)])
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        remove_leftovers(target)
+        scratch = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
         try:
             _write_configs(scratch, configs, parts)
             files = {f"{part}/{STEMS.get(part, 'model')}.safetensors": one for part, one in parts.items()}

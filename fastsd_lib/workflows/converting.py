@@ -180,7 +180,7 @@ def _check_places(source: Path, target: Path) -> None:
     shown = escaped(str(target))
     if here == there:
         raise UserError(f"{shown} is the source itself.", fix="name another file or folder to write to.")
-    if here in there.parents:
+    if here in there.parents and here.is_dir():
         raise UserError(
             f"{shown} lies inside the folder that is converted.", fix="write beside it, not into it."
         )
