@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from fastsd_lib.core.byte_range import ByteRange, cut_short
 
 BLOCK_BYTES = 512 << 10  # read and written at once
-_BLOCKS = 6  # buffers in all
+_BLOCKS = 4  # buffers in all: they stay in the processor's cache
 _COMPARED_BYTES = 128 << 10  # at once: both sides stay in the cache of one core
 _MADE_WAITING = 4  # pieces made in memory that wait for the writer
 

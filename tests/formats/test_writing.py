@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.files import atomic_path, remove_leftovers
 from fastsd_lib.core.pickle_header import read_pickle_header
 from fastsd_lib.core.progress import silent
 from fastsd_lib.core.tensor_file import ByteRange, NewTensor, read_tensor_file
@@ -68,6 +68,18 @@ def test_what_killed_processes_left_of_this_file_is_removed_and_nothing_else(tmp
     assert b"".join(read_tensor_file(final).chunks("made")) == VALUES.tobytes()
 
 
+def test_folders_that_killed_processes_left_half_written_are_removed_as_well(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".model.{gone.pid}.partial", f".model.{os.getpid()}.partial", f".other.{gone.pid}.partial"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+    remove_leftovers(tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f".model.{os.getpid()}.partial",
+        f".other.{gone.pid}.partial",
+    }
+
+
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
 def test_a_source_that_ends_too_early_is_named_and_nothing_is_left(tmp_path, name):
     given = tensors(tmp_path)
@@ -91,7 +103,7 @@ def test_every_tensor_is_told_of_and_the_end_as_well(tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.files import atomic_path, remove_leftovers
 from fastsd_lib.core.progress import silent
 from fastsd_lib.core.tensor_file import NewTensor
 from fastsd_lib.formats.writing import write_and_verify
