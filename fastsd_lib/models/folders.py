@@ -195,7 +195,8 @@ def _part(folder: Path, loras: list[Path]) -> FolderSeen:
     config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
     config = config if isinstance(config, dict) else {}
     kind = kind_of(tensors, metadata)
-    says = str(config.get("_class_name", "") or next(iter(config.get("architectures") or []), ""))
+    built = config.get("architectures")
+    says = str(config.get("_class_name", "") or (built[0] if isinstance(built, list) and built else ""))
     if kind is None and says in _PARTS:
         kind = Kind(_PARTS[says], naming="diffusers")
     if kind is None:

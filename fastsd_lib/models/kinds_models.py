@@ -65,10 +65,11 @@ def sd3(seen: Seen) -> Kind | None:
     return None
 
 
-def _sd3_variant(large: bool, second_attention: bool, normed: bool) -> str:
-    if large:
-        return "3.5 large"
-    return "3.5 medium" if second_attention or normed else "3 medium"
+def _sd3_variant(wide: bool, second_attention: bool, normed: bool) -> str:
+    """3.5 norms queries and keys; its medium model looks at the picture a second time."""
+    if second_attention:
+        return "3.5 medium"
+    return "3.5 large" if wide or normed else "3 medium"
 
 
 def checkpoint(seen: Seen) -> Kind | None:
