@@ -50,6 +50,21 @@ for _ in range(21):
     times.append((time.perf_counter() - began) * 1000)
 print(json.dumps([found.family, times[0], statistics.median(times[1:])]))
 """
+# Whether a .ckpt is sound: checksums of the zip, PyTorch's safe reading of the mapped file, every bit of every tensor.
+COMPARE = """
+import sys, zipfile
+import torch
+from safetensors import safe_open
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    assert archive.testzip() is None
+weights = torch.load(sys.argv[1], map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+with safe_open(sys.argv[2], framework="pt") as other:
+    assert set(other.keys()) == set(weights)
+    for name, weight in weights.items():
+        one, two = (tensor.reshape(-1).view(torch.uint8) for tensor in (weight, other.get_tensor(name)))
+        assert torch.equal(one, two), name
+print(len(weights))
+"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,15 @@ def take_turns(
             finally:
                 remove(case.out)
     return spent
+
+
+def same_in_ckpt(ckpt: Path, file: Path) -> int:
+    """How many tensors `ckpt` holds just as the .safetensors `file` does: all, or the benchmark ends here."""
+    command = [sys.executable, "-c", COMPARE, str(ckpt), str(file)]
+    told = subprocess.run(
+        command, check=True, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    return int(told.stdout)
 
 
 def identification(file: Path, sparse: Path) -> tuple[str, int, float, float]:

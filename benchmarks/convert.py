@@ -11,8 +11,8 @@ memory, as for `cp`. On a disk everything is shown twice: until the command ends
 then runs without its fsync), and until the data is on the disk (`cp` and fsync of each file; ours as it always is).
 Verification belongs to ours in every row; `cp` and diffusers do not verify.
 
-`--equality` compares instead: our single file with that of diffusers' script, and the folder with what becomes of it by
-way of a single file.
+`--equality` compares instead: our single file with that of diffusers' script, our .ckpt as PyTorch reads it with our
+.safetensors, and the folder with what becomes of it by way of a single file.
 """
 
 from __future__ import annotations
@@ -160,6 +160,13 @@ def _equality(model: str, given: Path | None, checkout: Path | None) -> bool:
             same, lines = differences(file, theirs)
             theirs.unlink()
             _tell_differences(f"{LABELS[model]}: our file and that of diffusers' script", same, lines)
+        ckpt = work / "ours.ckpt"
+        cases.measure(cases.ours("to a .ckpt", folder, ckpt, fsync=False))
+        count = cases.same_in_ckpt(ckpt, file)
+        print(
+            f"{LABELS[model]}: .ckpt of {ckpt.stat().st_size / 1e9:.1f} GB: {count} tensors are those of .safetensors"
+        )
+        ckpt.unlink()
         cases.measure(cases.ours("back to a folder", file, again, fsync=False))
         back, more = folder_differences(again, folder)
         _tell_differences(f"{LABELS[model]}: folder -> file -> folder", back, more)

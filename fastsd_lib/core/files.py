@@ -40,8 +40,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def remove_leftovers(final: Path) -> None:
     """Remove what `atomic_path(final)` of processes that were killed have left; nothing else has such a name.
 
-    Folders too, of those who write a whole folder beside its name. The scratch of a process that still runs stays. (One on another computer that shares the disk looks like a dead
-    one: it then fails to give its file its name, and says so.)
+    Folders too, of those who write a whole folder beside its name. The scratch of a process that still runs stays.
+    (One on another computer that shares the disk looks like a dead one: it then fails to give its file its name, and
+    says so.)
     """
     name = re.compile(re.escape(f".{final.stem}.") + r"(\d+)" + re.escape(f".partial{final.suffix}"))
     if (
