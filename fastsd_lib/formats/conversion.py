@@ -36,6 +36,7 @@ from fastsd_lib.formats.modelspec import (
     velocity_yaml,
 )  # fmt: skip
 from fastsd_lib.formats.plans import folder_plan, mark, new_tensor, repacked_plan, single_file_plan
+from fastsd_lib.formats.transformer_configs import TRANSFORMER, is_transformer_folder
 from fastsd_lib.formats.vocabulary import missing_tokenizers
 from fastsd_lib.formats.weights import MARKS
 
@@ -70,7 +71,7 @@ def convert_model(
     Of SD 1.x, 2.x, SDXL, SD3 and Flux. UserError for what cannot be expressed there; nothing is left under the name of
     `target` then.
     """
-    if (source / "transformer" / "config.json").is_file():
+    if (source / TRANSFORMER).is_file() or is_transformer_folder(source):
         return _transformer_folder(source, target, choices, report)
     if source.is_dir():
         opened = model_source.open_folder(source)
@@ -173,14 +174,14 @@ def _missing(configs: Mapping[str, str], target: Path) -> tuple[str, ...]:
 def _transformer_folder(
     source: Path, target: Path, choices: ConversionChoices, report: Report
 ) -> ConvertedModel:
-    from fastsd_lib.formats.transformer_files import plan_export
+    from fastsd_lib.formats.transformer_files import plan_export, plan_folder
 
     _refuse_averages(source, choices)
     if not is_file_name(target):
-        raise UserError(
-            f"{source} is a Diffusers folder already.",
-            fix=f"write to {target.name}.safetensors or {target.name}.ckpt.",
-        )
+        configs, parts = plan_folder(source, choices.dtype, choices.vae)
+        write_folder(target, configs, parts, [], report)
+        family = _transformer_family(tensor.name for tensor in parts["transformer"])
+        return ConvertedModel(family, "diffusers", target, _vae_notes(choices, family))
     tensors, header = plan_export(source, choices.dtype, vae=choices.vae)
     header = header | {f"{PREFIX}title": target.stem} | as_text(choices.metadata)
     write_file(target, tensors, header, report, choices.sha256)
@@ -213,7 +214,8 @@ def _vae_notes(choices: ConversionChoices, family: Family) -> tuple[str, ...]:
 
 
 def _transformer_family(names: Iterable[str]) -> Family:
-    return "sd3" if any("joint_blocks.0." in name for name in names) else "flux"
+    marks = ("joint_blocks.0.", "pos_embed.proj.")  # in a file, in a folder
+    return "sd3" if any(mark in name for name in names for mark in marks) else "flux"
 
 
 def _refuse_averages(source: Path, choices: ConversionChoices) -> None:

@@ -100,14 +100,29 @@ def bundled_configs(model: str) -> Configs:
 # ------------------------------------------------------------------ of a folder
 
 
+def is_transformer_folder(folder: Path) -> bool:
+    """Whether a folder holds the transformer of SD3 or Flux alone, as trainings and hubs give it out."""
+    config = folder / "config.json"
+    if not config.is_file() or (folder / TRANSFORMER).is_file():
+        return False
+    said = read_json(config)
+    return isinstance(said, dict) and said.get("_class_name") in (*FAMILIES,)
+
+
 def folder_configs(folder: Path) -> Configs:
-    """The small files of a Diffusers folder of SD3 or Flux; UserError when it is none, or one is damaged."""
+    """The small files of a Diffusers folder of SD3 or Flux, or of its transformer's folder alone.
+
+    UserError when it is neither, or one of them is damaged.
+    """
     texts: Configs = {}
-    for name in _names():
-        if (folder / name).is_file():
+    places = {name: folder / name for name in _names()}
+    if is_transformer_folder(folder):
+        places = {TRANSFORMER: folder / "config.json"}
+    for name, place in places.items():
+        if place.is_file():
             if name.endswith(".json"):
-                read_json(folder / name)  # says the line when it is damaged
-            texts[name] = (folder / name).read_text("utf-8-sig")
+                read_json(place)  # says the line when it is damaged
+            texts[name] = place.read_text("utf-8-sig")
     if TRANSFORMER not in texts:
         raise UserError(
             f"{folder} holds no {TRANSFORMER}, so it is no Diffusers folder of SD3 or Flux.",

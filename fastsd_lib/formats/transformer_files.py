@@ -72,29 +72,33 @@ def plan_export(
     model_index.json lists; the transformer of Flux alone gets the bare names under which it goes round. `vae`: takes
     the place of the model's own. UserError for a folder that is another model's or lacks a part.
     """
-    configs = transformer_configs.folder_configs(folder)
+    configs, weights = _folder_parts(folder, parts, vae)
     transformer = json.loads(configs[TRANSFORMER])
     family = FAMILIES[transformer["_class_name"]]
-    chosen = _listed_parts(folder, family, configs, parts)
-    chosen += ["vae"] if vae and "vae" not in chosen else []
     tensors: list[NewTensor] = []
-    for part in chosen:
-        if part == "vae" and vae:
-            configs["vae/config.json"], weights = other_vae(vae, family, transformer, configs)
-        else:
-            weights = _folder_weights(folder / part, family, part)
+    for part, found in weights.items():
         table = part_table(family, part, configs)
-        compare_names(
-            folder / part, part, family, weights, [one for row in table.rows.values() for one in row]
-        )
-        prefix = file_prefix(family, part, alone=list(chosen) == ["transformer"])
-        made = list(exported(weights, table, prefix, dtype, is_vae=part == "vae"))
+        prefix = file_prefix(family, part, alone=list(weights) == ["transformer"])
+        made = list(exported(found, table, prefix, dtype, is_vae=part == "vae"))
         # T5's words stand under both names in the files of its publisher; some loaders miss the second.
         made += [replace(one, name=prefix + TIED) for one in made if one.name == prefix + SHARED]
         tensors += made
-    return tensors, _modelspec(folder.name, transformer) | transformer_configs.carried_configs(
-        configs, chosen
-    )
+    header = _modelspec(folder.name, transformer)
+    return tensors, header | transformer_configs.carried_configs(configs, weights)
+
+
+def plan_folder(
+    folder: Path, dtype: str | None = None, vae: Path | None = None
+) -> tuple[dict[str, str], dict[str, list[NewTensor]]]:
+    """A Diffusers folder of SD3 or Flux once more, in another dtype or with another VAE; as `plan_import` gives it."""
+    configs, weights = _folder_parts(folder, None, vae)
+    family = FAMILIES[json.loads(configs[TRANSFORMER])["_class_name"]]
+    configs["model_index.json"] = transformer_configs.pipeline_index(family, configs, weights)
+    planned = {
+        part: [new_tensor(name, (weight,), dtype) for name, weight in found.items()]
+        for part, found in weights.items()
+    }
+    return configs, planned
 
 
 def plan_import(
@@ -175,6 +179,27 @@ def _transformer_config(family: str, file: TensorFile) -> Configs:
 
 
 # ------------------------------------------------------------------ folder to file
+
+
+def _folder_parts(
+    folder: Path, parts: Collection[str] | None, vae: Path | None
+) -> tuple[Configs, dict[str, dict[str, Weight]]]:
+    """The small files of a folder, and the weights of every part that is asked for, complete."""
+    configs = transformer_configs.folder_configs(folder)
+    transformer = json.loads(configs[TRANSFORMER])
+    family = FAMILIES[transformer["_class_name"]]
+    lone = transformer_configs.is_transformer_folder(folder)
+    chosen = ["transformer"] if lone else _listed_parts(folder, family, configs, parts)
+    weights: dict[str, dict[str, Weight]] = {}
+    for part in chosen:
+        if part != "vae" or vae is None:
+            place = folder if lone else folder / part
+            weights[part] = _folder_weights(place, family, part)
+            rows = part_table(family, part, configs).rows
+            compare_names(place, part, family, weights[part], [one for row in rows.values() for one in row])
+    if vae:
+        configs["vae/config.json"], weights["vae"] = other_vae(vae, family, transformer, configs)
+    return configs, weights
 
 
 def _listed_parts(
