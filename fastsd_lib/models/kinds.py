@@ -47,7 +47,11 @@ _OTHER_FAMILIES = {
 def kind_of(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> Kind | None:
     """The kind of a file with these tensors; None when no rule knows them."""
     seen = Seen(tensors, metadata or {})
-    if foreign_model(tensors) and not seen.some("lora_", "lora."):
+    if found := kinds_addons.lora(
+        seen
+    ):  # Flux' own are called like HunyuanVideo's tensors, with dots for lines
+        return found
+    if foreign_model(tensors):
         return None
     return next((found for rule in RULES if (found := rule(seen))), None)
 

@@ -86,7 +86,8 @@ def embedding(seen: Seen) -> Kind | None:
         return Kind("embedding", "sdxl", naming="original")
     small = len(names) <= 3 and all(len(one.shape) <= 2 for one in seen.tensors.values())
     named = "emb_params" in names or seen.starts("string_to_param.")
-    vectors = seen.shape("emb_params") or next((one.shape for one in seen.tensors.values()), ())
+    held = [name for name in names if name.startswith("string_to_param.")]  # its tokens may be tensors too
+    vectors = seen.shape("emb_params", *held) or next((one.shape for one in seen.tensors.values()), ())
     if not small or not vectors or not (named or len(names) == 1):
         return None
     family = {768: "sd1", 1024: "sd2", 1280: "sdxl"}.get(vectors[-1], "")

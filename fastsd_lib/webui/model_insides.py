@@ -16,24 +16,10 @@ from fastsd_lib.core.tensor_file import Tensor, read_tensor_file
 from fastsd_lib.formats.configs import read_configs
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES
 from fastsd_lib.models.identify import identify
-from fastsd_lib.models.kinds import kind_of
+from fastsd_lib.models.kinds import KIND_WORDS, kind_of
 
 MOST_METADATA = 40  # entries that are shown, each cut to
 LONGEST_ENTRY = 400
-KIND_WORDS = {
-    "checkpoint": "a whole model",
-    "lora": "a LoRA",
-    "controlnet": "a ControlNet",
-    "control-lora": "a Control-LoRA",
-    "embedding": "a textual-inversion embedding",
-    "vae": "a VAE",
-    "unet": "a U-Net alone",
-    "transformer": "a transformer alone",
-    "text-encoder": "a text encoder alone",
-    "ip-adapter": "an IP-Adapter",
-    "upscaler": "an upscaler",
-    "motion-module": "a motion module",
-}
 _PRECISION = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 

@@ -145,6 +145,8 @@ HEADERS = [
     (lora(1536, "lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight"), Kind("lora", "sd3", "LoRA", "kohya")),
     (lora(1536, "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight"), Kind("lora", "sd3", "LoRA", "peft")),
     ({"lora_unet_x.oft_blocks": (4, 8, 8)}, Kind("lora", "", "OFT", "kohya")),
+    ({"lycoris_double_blocks_0_img_attn_qkv.lokr_w1": (4, 4)}, Kind("lora", "flux", "LoKr", "kohya")),
+    ({"string_to_token.*": (), "string_to_param.*": (3, 1024)}, Kind("embedding", "sd2", naming="original")),
     ({"string_to_param.*": (3, 768)}, Kind("embedding", "sd1", naming="original")),
     ({"controlnet_blocks.0.weight": (1536, 1536), "pos_embed_input.proj.weight": (1536, 16, 2, 2),
       "transformer_blocks.0.attn.to_q.weight": (1536, 1536)}, Kind("controlnet", "sd3", naming="diffusers")),
