@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import sha256_file
+from fastsd_lib.core.files import fingerprint, sha256_file
 from fastsd_lib.core.model_files import FAMILY_NAMES, ModelFiles
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
@@ -29,6 +29,7 @@ from fastsd_lib.models.known_models import (
 
 if TYPE_CHECKING:
     from fastsd_lib.models.controls import KnownControl
+    from fastsd_lib.models.downloading import DownloadRules
 
 STOCK_SD1 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED_FOLDER = Path(__file__).with_name("embedded")
@@ -91,6 +92,7 @@ def fetch_known(
     endpoint: str | None = None,
     cache_dir: Path | None = None,
     report: Report = silent,
+    rules: DownloadRules | None = None,
 ) -> Path:
     """The folder or file of a known model or control from the first of its sources that gives it.
 
@@ -102,7 +104,7 @@ def fetch_known(
     problems: list[tuple[str, UserError]] = []
     for source in model.mirrors:
         try:
-            path = _fetch(source, model, token, endpoint, cache_dir, report)
+            path = _fetch(source, model, token, endpoint, cache_dir, report, rules)
             _check_family(path, model)
             return path
         except DiskFullError:
@@ -119,13 +121,16 @@ def _fetch(
     endpoint: str | None,
     cache_dir: Path | None,
     report: Report,
+    rules: DownloadRules | None,
 ) -> Path:
     place = hub_source(source)
     if place is None:
-        from fastsd_lib.models.downloading import Source, download_file
+        from fastsd_lib.models.downloading import DownloadRules, Source, download_file
 
-        wanted = Source(source, model.sha256, model.size_bytes)
-        return download_file([wanted], cache_dir or DOWNLOADS.expanduser(), report=report)
+        # A folder for each address: what lies there under a model's ending came from it, and came whole.
+        folder = (cache_dir or DOWNLOADS.expanduser()) / fingerprint([source, model.sha256])
+        here = next((file for ending in FILE_ENDINGS for file in sorted(folder.glob(f"*{ending}"))), None)
+        return here or download_file([Source(source, model.sha256)], folder, rules or DownloadRules(), report)
     if place.file:
         return _hub_file(place, model.sha256, token, endpoint, cache_dir)
 

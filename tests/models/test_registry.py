@@ -206,6 +206,21 @@ def test_a_source_without_the_file_or_with_another_family_says_so(hub, single, t
         fetched(known("hf:org/tiny", family="sdxl"), hub, tmp_path)
 
 
+def test_a_plain_address_is_fetched_where_the_hub_has_nothing(hub, single, tmp_path):
+    from fastsd_lib.models.downloading import DownloadRules
+
+    address = f"{hub.url}/org/single/resolve/main/in/tiny.safetensors"
+    model = known("hf:org/gone", address, sha256=sha256_file(single))
+    here = DownloadRules(http_allowed=True, private_allowed=True)
+    file = fetch_known(model, endpoint=hub.url, cache_dir=tmp_path / "cache", rules=here)
+    assert file.read_bytes() == single.read_bytes() and file.name == "tiny.safetensors"
+    heard = list(hub.fetched)
+    again = fetch_known(model, endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", rules=here)
+    assert again == file and hub.fetched == heard  # once
+    with pytest.raises(UserError, match="None of the 2 sources gave tiny"):
+        fetched(known("hf:org/gone", "https://127.0.0.1:9/a.safetensors"), hub, tmp_path)
+
+
 def test_a_full_disk_ends_the_search_because_no_other_source_would_help():
     from fastsd_lib.models.hub_repository import DiskFullError, _download_error
 
