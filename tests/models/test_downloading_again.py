@@ -146,6 +146,31 @@ def test_a_damaged_note_costs_the_bytes_and_nothing_else(server, tmp_path, damag
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"done": [[0, len(DATA)]]},  # more than is there
+        {"done": [[100, 50]]},
+        {"done": [[-5, 50]]},
+        {"validator": ""},  # nothing says that the file is still the same
+        {"origin": "0123456789abcdef"},  # of another address
+        {"size": len(DATA) + 1},
+    ],
+)
+def test_bytes_of_which_the_note_tells_nothing_sure_are_not_trusted(server, tmp_path, changes):
+    source = broken_off(server, tmp_path)
+    part = next(tmp_path.glob(".*.part"))
+    part.write_bytes(b"x" * min(part.stat().st_size, 200_000))  # so that trust would show
+    note(tmp_path).write_text(json.dumps({**json.loads(note(tmp_path).read_text()), **changes}))
+    assert download_file([source], tmp_path, QUICK).read_bytes() == DATA
+
+
+def test_a_file_that_grew_under_the_same_tag_is_fetched_from_its_beginning(server, tmp_path):
+    source, longer = broken_off(server, tmp_path), model_bytes(100_004)
+    server.ways["paced"] = lambda request: request.give(longer)
+    assert download_file([source], tmp_path, QUICK).read_bytes() == longer
+
+
 def test_damaged_bytes_are_found_by_the_hash_and_fetched_again(server, tmp_path):
     source = broken_off(server, tmp_path, sha256=SHA256)
     part = next(tmp_path.glob(".*.part"))
