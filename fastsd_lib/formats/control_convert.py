@@ -20,6 +20,7 @@ from fastsd_lib.formats.control_names import (
     control_config,
     control_table,
     count_hints,
+    layout_is_sound,
 )
 from fastsd_lib.formats.key_maps import missing_modules, rename
 from fastsd_lib.formats.part_writing import WEIGHTS, check_target, write_part
@@ -79,6 +80,11 @@ def _control(
     names = {name.removeprefix(prefix): name for name in tensors}
     shapes = {name: tensors[key] for name, key in names.items()}
     config = {**control_config(shapes, control.original, control.path), **control.config}
+    if not layout_is_sound(config):
+        raise UserError(
+            f"The config that belongs to {control.path} is none of a ControlNet's.",
+            fix="take its own config.json, or none: it can be read from the shapes.",
+        )
     table = control_table(config, count_hints(names))
     if control.original:
         table = {theirs: ours for ours, theirs in table.items()}
@@ -127,9 +133,17 @@ def _adapter(
     if source.is_dir() and (source / "config.json").is_file():
         config |= read_json(source / "config.json")
     elif said := file.metadata.get("config"):
-        config |= json.loads(said)
+        config |= _parsed(said)
     keep = ours == (naming == "diffusers")
     return config, [
         new_tensor(name if keep else other, (Weight(file, name, file.tensors[name].shape),), dtype)
         for name, other in table.items()
     ]
+
+
+def _parsed(said: str) -> dict[str, Any]:
+    try:
+        config = json.loads(said)
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

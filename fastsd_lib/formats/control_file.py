@@ -92,7 +92,9 @@ def open_control_file(path: Path, open_file: Callable[[Path], TensorFile] = read
             f"{path} holds only the difference to a base model.", fix="take the full ControlNet of this name."
         )
     first = names.get("input_blocks.0.0.weight" if original else "conv_in.weight", ())
-    widths = [shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight")]
+    widths = [
+        shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2
+    ]
     if len(first) != 4 or not widths:
         raise UserError(
             f"{path} is a damaged ControlNet: its first layers are missing.", fix="download it again."

@@ -20,6 +20,12 @@ Tensors = Mapping[str, Tensor]
 HINT = "controlnet_cond_embedding"
 HEADS_SD1 = 8  # at every level; SD 2.x and SDXL have heads of 64 channels
 HEAD_WIDTH = 64
+MOST_LEVELS = 12  # of a U-Net, and of layers at each
+# How many sides the shape of a layer has that a config is read from.
+_SIDES = {
+    "attn2.to_k.weight": (2,), "proj_in.weight": (2, 4), "out_layers.3.weight": (4,), "conv2.weight": (4,),
+    "input_blocks.0.0.weight": (4,), "conv_in.weight": (4,), "label_emb.0.0.weight": (2,), "linear_1.weight": (2,),
+}  # fmt: skip
 _NOT_THERE = ("up_blocks.", "conv_norm_out", "conv_out")  # what a U-Net has and a ControlNet has not
 
 
@@ -48,15 +54,14 @@ def count_hints(names: Iterable[str]) -> int:
 
 def control_config(tensors: Tensors, original: bool, origin: Path) -> dict[str, Any]:
     """ControlNetModel's config from the shapes, for names without a prefix; UserError where they do not say it."""
+    _check_shapes(tensors, origin)
     levels = _original_levels(tensors) if original else _levels(tensors)
     reads = next((one.shape[1] for name, one in tensors.items() if name.endswith("attn2.to_k.weight")), 0)
     projection = next((one for name, one in tensors.items() if name.endswith("proj_in.weight")), None)
+    first = tensors.get("input_blocks.0.0.weight" if original else "conv_in.weight")
     layers = {len(level) for level in levels}
-    if len(layers) != 1 or not reads or projection is None:
-        raise UserError(
-            f"The shapes of {origin} are not those of a known ControlNet.",
-            fix="put the config.json of its Diffusers folder beside it, named as the file is.",
-        )
+    if len(layers) != 1 or 0 in layers or not reads or projection is None or first is None:
+        raise _unknown(origin)
     widths = [level[0][0] for level in levels]
     depths = [level[0][1] for level in levels]
     middle = _depth(tensors, "middle_block.1." if original else "mid_block.attentions.0.")
@@ -70,7 +75,7 @@ def control_config(tensors: Tensors, original: bool, origin: Path) -> dict[str, 
         "cross_attention_dim": reads,
         "attention_head_dim": [width // HEAD_WIDTH for width in widths] if linear else HEADS_SD1,
         "use_linear_projection": linear,
-        "in_channels": tensors["input_blocks.0.0.weight" if original else "conv_in.weight"].shape[1],
+        "in_channels": first.shape[1],
     }
     ids = tensors.get("label_emb.0.0.weight" if original else "add_embedding.linear_1.weight")
     if ids:
@@ -79,21 +84,58 @@ def control_config(tensors: Tensors, original: bool, origin: Path) -> dict[str, 
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": ids.shape[1],
         }
-    return config | _hint_config(tensors, original)
+    return config | _hint_config(tensors, original, origin)
 
 
-def _hint_config(tensors: Tensors, original: bool) -> dict[str, Any]:
+def layout_is_sound(config: Mapping[str, Any]) -> bool:
+    """Whether the part of a config that names follow from is what diffusers would have written."""
+    widths, kinds, layers = (
+        config.get(key) for key in ("block_out_channels", "down_block_types", "layers_per_block")
+    )
+    return (
+        isinstance(widths, list)
+        and isinstance(kinds, list)
+        and len(widths) == len(kinds) <= MOST_LEVELS
+        and all(isinstance(kind, str) for kind in kinds)
+        and type(layers) is int
+        and 1 <= layers <= MOST_LEVELS
+    )
+
+
+def _check_shapes(tensors: Tensors, origin: Path) -> None:
+    """UserError naming a tensor that has not the dimensions that its layer must have."""
+    for name, one in tensors.items():
+        found = next((sides for end, sides in _SIDES.items() if name.endswith(end)), None)
+        if HINT in name or name.startswith("input_hint_block."):
+            found = (4,) if name.endswith(".weight") else None
+        if found and (len(one.shape) not in found or 0 in one.shape):
+            raise UserError(
+                f"{origin} is a damaged ControlNet: {escaped(name)[:100]} has the shape {list(one.shape)}.",
+                fix="download it again.",
+            )
+
+
+def _hint_config(tensors: Tensors, original: bool, origin: Path) -> dict[str, Any]:
     last = count_hints(tensors) - 1
     names = [f"input_hint_block.{2 * row}" for row in range(last + 1)]
     if not original:
         inner = [f"blocks.{number}" for number in range(last - 1)]
         names = [f"{HINT}.{name}" for name in ("conv_in", *inner, "conv_out")]
+    if missing := next((name for name in names if f"{name}.weight" not in tensors), "" if last > 0 else HINT):
+        raise UserError(f"{origin} is a damaged ControlNet: {missing} is missing.", fix="download it again.")
     widths = [tensors[f"{name}.weight"].shape[1] for name in names]
     return {
         "conditioning_channels": widths[0],
         # Every second convolution, and the last one, goes on at the width before it.
         "conditioning_embedding_out_channels": [*widths[1:-1:2], widths[-1]],
     }
+
+
+def _unknown(origin: Path) -> UserError:
+    return UserError(
+        f"The shapes of {origin} are not those of a known ControlNet.",
+        fix="put the config.json of its Diffusers folder beside it, named as the file is.",
+    )
 
 
 def _original_levels(tensors: Tensors) -> list[list[tuple[int, int]]]:
@@ -174,6 +216,13 @@ def adapter_config(tensors: Tensors, origin: Path) -> dict[str, Any]:
     """T2IAdapter's config from the shapes, under diffusers' names."""
     light = "adapter.body.0.out_conv.weight" in tensors
     first = tensors.get("adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight")
+    if odd := next(
+        (name for name, one in tensors.items() if name.endswith(".weight") and len(one.shape) != 4), ""
+    ):
+        raise UserError(
+            f"{origin} is a damaged T2I-Adapter: {escaped(odd)[:100]} has the shape {list(tensors[odd].shape)}.",
+            fix="download it again.",
+        )
     widths, blocks = [], 0
     while one := tensors.get(f"adapter.body.{len(widths)}.resnets.0.block2.weight"):
         end = tensors.get(f"adapter.body.{len(widths)}.out_conv.weight")

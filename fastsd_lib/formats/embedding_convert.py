@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.tensor_file import NewTensor, TensorFile
 from fastsd_lib.core.text import escaped, one_line
 from fastsd_lib.formats.casting import READABLE, to_float32
 from fastsd_lib.formats.ckpt_file import open_weights
+from fastsd_lib.formats.model_writing import write_file
 from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.stored_weight import Weight
-from fastsd_lib.formats.writing import write_and_verify
 
 MOST_VECTORS = 1000
 SDXL = ("clip_l", "clip_g")
@@ -73,9 +72,7 @@ def convert_embedding(
     }
     given = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in (metadata or {}).items()}
     tensors = [replace(tensor, name=name) for name, tensor in found.items()]
-    with atomic_path(target) as scratch:
-        header = header | carried | given
-        write_and_verify(scratch, target, tensors, header, report, hash_key="modelspec.hash_sha256")
+    write_file(target, tensors, header | carried | given, report, sha256=True)
     return target
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path, read_json
+from fastsd_lib.core.files import read_json
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
@@ -28,7 +28,7 @@ from fastsd_lib.formats.lora_reading import read_layers
 from fastsd_lib.formats.lora_settings import ADAPTER_METADATA, KEPT, NOTE
 from fastsd_lib.formats.lora_to_kohya import Blocks, to_kohya
 from fastsd_lib.formats.lora_to_peft import to_peft
-from fastsd_lib.formats.writing import write_and_verify
+from fastsd_lib.formats.model_writing import write_file
 
 Naming = Literal["kohya", "peft", "diffusers"]
 _IN_FOLDERS = (
@@ -63,8 +63,8 @@ def convert_lora(
     `source`: a .safetensors, a pickle of plain weights, or a folder that peft or diffusers saved.
     "kohya": `lora_unet_...lora_down.weight`. "peft" and "diffusers" are one: `unet....lora_A.weight`, as diffusers
     writes it. `dtype`: fp16, bf16, fp32, or None to keep the bytes; alphas always stay. `metadata` joins the
-    source's, which is carried over. `blocks`: for kohya's names of a U-Net, count its blocks as the original code or
-    as diffusers; by default as kohya's trainer does, or as the file did before it was converted here.
+    source's, which is carried over. `blocks`: for kohya's names of a U-Net, count its blocks as the original code, as
+    diffusers, or as the source does; by default as kohya's trainer, or as the file did before it was converted here.
 
     SD 1.x, 2.x, SDXL, SD 3, Flux; LoRA, LoCon, DoRA. UserError for what is no LoRA, for half of one, for LoHa, LoKr and
     other kinds under peft's names, and where an exact translation does not exist; `target` is whole or not there.
@@ -92,10 +92,8 @@ def convert_lora(
         for key, value in (metadata or {}).items()
     }
     carried = {key: value for key, value in file.metadata.items() if key not in _STALE}
-    tensors = [_cast(tensor, dtype) for tensor in plan.tensors]
-    with atomic_path(target) as scratch:
-        header = {"format": "pt"} | carried | plan.metadata | given
-        write_and_verify(scratch, target, tensors, header, report, hash_key="modelspec.hash_sha256")
+    header = {"format": "pt"} | carried | plan.metadata | given
+    write_file(target, [_cast(tensor, dtype) for tensor in plan.tensors], header, report, sha256=True)
     return target
 
 

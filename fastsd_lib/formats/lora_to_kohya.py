@@ -16,7 +16,7 @@ from fastsd_lib.formats.lora_layers import NUMBER_CODES, Layer, LoraLayers, Lora
 from fastsd_lib.formats.lora_rows import put_together, turned
 from fastsd_lib.formats.lora_settings import KEPT, NOTE, kept_in, note_of
 
-Blocks = Literal["", "original", "diffusers"]
+Blocks = Literal["", "keep", "original", "diffusers"]
 _KOHYA_ENDINGS = {
     "down": "lora_down.weight",
     "up": "lora_up.weight",
@@ -54,9 +54,9 @@ def to_kohya(lora: LoraLayers, named: Path, blocks: Blocks) -> LoraPlan:
     return LoraPlan(tensors, header)
 
 
-def _unet_path(path: str, layer: Layer, lora: LoraLayers, blocks: Blocks, named: Path) -> str:
+def _unet_path(path: str, layer: Layer, lora: LoraLayers, blocks: str, named: Path) -> str:
     original = lora_names.is_original(path)
-    if not original and blocks == "diffusers":
+    if blocks == "keep" or (not original and blocks == "diffusers"):
         return path  # of a U-Net of any depth
     other = lora_names.unet_renamed(path, lora.family, not original)
     if other is None:

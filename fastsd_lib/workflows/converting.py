@@ -110,13 +110,16 @@ def _lora(found: Description, target: Path, choices: ConversionChoices, report: 
 
     _want_safetensors(found, target)
     naming = choices.naming
-    if naming == "auto":  # the other one
+    blocks = ""
+    if naming == "auto" and choices.dtype:  # nothing is said of names
+        naming, blocks = ("kohya", "keep") if found.kind.naming == "kohya" else ("peft", "")
+    elif naming == "auto":  # the other one
         naming = "peft" if found.kind.naming == "kohya" else "kohya"
     if naming == "original":
         raise UserError(
             "A LoRA has no original names.", fix="take kohya (web UIs, ComfyUI) or peft (diffusers)."
         )
-    made = convert_lora(found.path, target, naming, choices.dtype, choices.metadata, report)
+    made = convert_lora(found.path, target, naming, choices.dtype, choices.metadata, report, blocks)
     return _converted(found, made, (conversion_note(made),))
 
 

@@ -80,3 +80,11 @@ def test_an_embedding_leaves_its_pickle(tmp_path: Path) -> None:
     assert torch.equal(load_file(made.path)["emb_params"], vectors)
     with pytest.raises(UserError, match="keeps its numbers"):
         convert(tmp_path / "zwx.pt", tmp_path / "half.safetensors", ConversionChoices(dtype="fp16"))
+
+
+def test_a_dtype_alone_leaves_the_names(lora: Path, tmp_path: Path) -> None:
+    made = convert(lora, tmp_path / "half.safetensors", ConversionChoices(dtype="fp16"))
+    found, given = load_file(made.path), load_file(lora)
+    assert found.keys() == given.keys()
+    for name, one in given.items():
+        assert torch.equal(found[name], one if name.endswith(".alpha") else one.half())
