@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import NewTensor, TensorFile
@@ -19,6 +20,7 @@ from fastsd_lib.formats.stored_weight import Weight, Weights
 from fastsd_lib.formats.weights import is_buffer, key_tables
 
 VAE = BODY_PREFIXES["vae"]
+INFINITE = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}  # the bits of infinity; above it are no numbers
 
 
 def single_file_plan(
@@ -117,12 +119,33 @@ def new_tensor(
     return NewTensor(name, target, shape, partial(_chunks, name, tuple(pieces), target))
 
 
-def _chunks(name: str, pieces: Iterable[Weight], target: str) -> Iterator[bytes]:
+def _chunks(name: str, pieces: Iterable[Weight], target: str) -> Iterator[bytes | memoryview]:
     for piece in pieces:
         if piece.stored.dtype == target:
             yield from piece.chunks()
         else:
-            yield from cast_chunks(piece.chunks(), name, piece.stored.dtype, target)
+            cast = cast_chunks(piece.chunks(), name, piece.stored.dtype, target)
+            yield from _numbers(cast, name, piece.file.path, target)
+
+
+def _numbers(
+    chunks: Iterable[bytes | memoryview], name: str, origin: Path, dtype: str
+) -> Iterator[bytes | memoryview]:
+    """The chunks, if they hold numbers only. (Bytes that are copied are not looked at: `models verify` does.)"""
+    import numpy as np
+
+    words = "2" if dtype in ("F16", "BF16") else "4"
+    highest = INFINITE[dtype]
+    sign = 1 << (int(words) * 8 - 1)
+    for chunk in chunks:
+        # With all bits of the exponent set it is infinite or no number; both signs, without a row of answers.
+        above = np.frombuffer(chunk, f"<i{words}").max(initial=0) >= highest
+        if above or np.frombuffer(chunk, f"<u{words}").max(initial=0) >= sign + highest:
+            raise UserError(
+                f"{origin} holds values that are no numbers (in {name}): its training had gone wrong.",
+                fix="take an earlier or another copy of the model; without --dtype its bytes are kept as they are.",
+            )
+        yield chunk
 
 
 def mark(name: str) -> NewTensor:

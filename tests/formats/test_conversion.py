@@ -332,6 +332,20 @@ def test_a_number_that_is_none_is_named_when_weights_are_cast_and_nothing_is_lef
     assert made.path.is_file()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_what_is_no_number_is_named_on_a_cast_and_kept_by_a_copy(files, tmp_path, dtype, value):
+    tensors = state(files["sd2"])
+    tensors["model.diffusion_model.out.2.weight"].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=r"no numbers \(in model\.diffusion_model\.out\.2\.weight\)") as error:
+        convert_model(tmp_path / "bad.safetensors", tmp_path / "m.safetensors", ConversionChoices(dtype))
+    assert "without --dtype" in error.value.fix
+    kept = state(convert_model(tmp_path / "bad.safetensors", tmp_path / "m.ckpt", BARE).path)
+    found = kept["model.diffusion_model.out.2.weight"].view(-1)[-1]
+    assert found.view(torch.int32) == torch.tensor(value).view(torch.int32)
+
+
 def test_the_header_carries_a_hash_over_all_weights_in_their_order(models, tmp_path):
     import hashlib
 
