@@ -171,10 +171,9 @@ def test_diffusers_reads_the_vae_of_our_flux_file(folders, tmp_path):
 def test_what_is_written_is_recognised(folders, tmp_path, name):
     file = written(folders(name), tmp_path / "model.safetensors")
     family = "flux" if name in ("dev", "schnell") else "sd3"
-    variant = "3.5 medium" if name == "3.5 large" else name  # a tiny one has not the 38 blocks of large
-    assert describe(file).kind == Kind("checkpoint", family, variant, "original", whole=True)
+    assert describe(file).kind == Kind("checkpoint", family, name, "original", whole=True)
     alone = written(folders(name), tmp_path / "alone.safetensors", parts=["transformer"])
-    assert describe(alone).kind == Kind("transformer", family, variant, "original")
+    assert describe(alone).kind == Kind("transformer", family, name, "original")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -539,6 +538,12 @@ def test_broken_configs_in_a_header_are_refused(folders, tmp_path, broken):
         broken = json.dumps(own | {name: own[name] | wrong if isinstance(wrong, dict) else wrong})
     line = refused(load_file(file), tmp_path / "x.safetensors", {METADATA_KEY: broken})
     assert "configs of" in line and "Flux.1" in line
+
+
+def test_configs_of_the_other_family_are_refused(folders, tmp_path):
+    other = read_tensor_file(written(folders("3 medium"), tmp_path / "sd3.safetensors")).metadata
+    given = load_file(written(folders("dev"), tmp_path / "flux.safetensors"))
+    assert "configs of" in refused(given, tmp_path / "x.safetensors", {METADATA_KEY: other[METADATA_KEY]})
 
 
 def test_a_folder_that_is_not_whole_is_refused(folders, tmp_path):
