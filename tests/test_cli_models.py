@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -17,6 +18,7 @@ from fastsd_lib.cli import main
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.models.registry import EMBEDDED_FOLDER, EXTRAS_FOLDER
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 LORA, CONTROL = (
     EXTRAS_FOLDER / "Lora/tiny_night.safetensors",
     EXTRAS_FOLDER / "ControlNet/tiny_canny.safetensors",
@@ -276,3 +278,14 @@ def test_an_address_as_browsers_show_it_is_one(monkeypatch, tmp_path):
     with pytest.raises(UserError) as caught:
         main(["models", "download", "civitai.com/not-a-model", "--root", str(tmp_path)])
     assert "no file or folder" not in caught.value.message and "civitai.com/models/NUMBER" in caught.value.fix
+
+
+def test_the_commands_at_the_head_of_docs_models_md_work_as_they_stand(fastsd, tmp_path, monkeypatch):
+    text = (REPOSITORY / "docs/models.md").read_text("utf-8")
+    commands = [line.partition("#")[0].split()[3:] for line in text.split("```")[1].strip().splitlines()]
+    assert len(commands) == 8 and commands[1][0] == "convert"
+    (tmp_path / "fastsd_lib").symlink_to(REPOSITORY / "fastsd_lib")
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        assert fastsd(*words).strip()
+    assert {"tiny.safetensors", "tiny.ckpt", "tiny-folder"} <= {path.name for path in tmp_path.iterdir()}
