@@ -9,11 +9,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_families import save_sdxl
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.formats.known_configs import BUNDLED
 from fastsd_lib.formats.lora_convert import convert_lora
-from fastsd_lib.formats.lora_names import dotted, underscored, unet_renamed
+from fastsd_lib.formats.lora_names import (
+    TRANSFORMERS,
+    dotted,
+    is_original,
+    template,
+    underscored,
+    unet_renamed,
+)
 
 Tensors = dict[str, torch.Tensor]
 UNET = "lora_unet_down_blocks_0_attentions_0_"
@@ -191,14 +200,77 @@ def test_sdxl_goes_by_the_original_blocks_and_by_diffusers(tmp_path: Path) -> No
     assert same(load_file(convert_lora(other, tmp_path / "peft2.safetensors", "peft")), load_file(peft))
 
 
-def test_every_layer_of_the_unets_is_spelled_and_read_back() -> None:
-    from fastsd_lib.formats.lora_names import unet_names
+def test_sdxl_pipelines_read_both_text_encoders(tmp_path: Path) -> None:
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    for kind in ("sd", "sdxl"):
-        for ours, theirs in unet_names(kind).items():
-            assert unet_renamed(ours, kind, original=True) == theirs
-            assert unet_renamed(theirs, kind, original=False) == ours
-            assert (dotted(underscored(ours)), dotted(underscored(theirs))) == (ours, theirs)
+    model = save_sdxl(tmp_path / "sdxl")
+    tensors = (
+        pair(
+            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_attn2_to_v",
+            128,
+            192,
+            rank=8,
+            alpha=5.0,
+        )
+        | pair("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 64, 64, alpha=1.0)
+        | pair("lora_te1_text_model_encoder_layers_2_mlp_fc2", 64, 128)
+        | pair("lora_te2_text_model_encoder_layers_1_self_attn_out_proj", 128, 128, rank=2)
+    )
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    pipe = StableDiffusionXLPipeline.from_pretrained(model.path)
+    parts = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+    before = {part: {n: one.clone() for n, one in getattr(pipe, part).state_dict().items()} for part in parts}
+    pipe.load_lora_weights(str(peft))
+    pipe.fuse_lora(components=list(parts))
+    pipe.unload_lora_weights()
+    changed = set()
+    for part, prefix in parts.items():
+        for name, now in getattr(pipe, part).state_dict().items():
+            path = name.removesuffix(".weight").removeprefix("text_model.")
+            key = prefix + underscored(path if part == "unet" else f"text_model.{path}")
+            moved = now - before[part][name]
+            if f"{key}.alpha" in tensors:
+                changed.add(key)
+                assert torch.allclose(moved, change(tensors, key), atol=1e-4), name
+            else:
+                assert not moved.any(), name
+    assert len(changed) == 4
+
+
+PUBLISHED = {
+    "sd15/unet": "sd",
+    "sdxl-base/unet": "sdxl",
+    "flux-dev/transformer": "flux",
+    "sd35-medium/transformer": "sd3",
+}
+
+
+@pytest.mark.parametrize(("folder", "kind"), PUBLISHED.items())
+def test_every_layer_of_the_published_models_is_spelled_and_read_back(folder: str, kind: str) -> None:
+    """Full size, on no memory: kohya's key of each linear layer and convolution, by both sides' paths."""
+    import diffusers
+
+    config = json.loads((BUNDLED / folder / "config.json").read_text())
+    with torch.device("meta"):
+        model = getattr(diffusers, config["_class_name"]).from_config(config)
+    layers = [
+        name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    assert len(layers) > 280
+    known = {ours for paths in TRANSFORMERS.get(kind, {}).values() for ours in paths}
+    for path in layers:
+        assert dotted(underscored(path)) == path
+        if known:
+            assert template(path)[0] in known
+            continue
+        original = unet_renamed(path, kind, original=True)
+        assert original and is_original(original)
+        assert dotted(underscored(original)) == original
+        assert unet_renamed(original, kind, original=False) == path
+    for pattern in TRANSFORMERS.get(kind, {}):
+        original = pattern.replace("{}", "7")
+        assert dotted(underscored(original)) == original
 
 
 # ------------------------------------------------------------------ transformers
