@@ -33,23 +33,6 @@ CARRIED = (
     "fastsd.json",  # how the model likes to be asked: guidance scale, steps
 )
 
-# The shape that every SD 1.x loader assumes.
-STOCK_SD1 = {
-    "unet/config.json": {
-        "block_out_channels": [320, 640, 1280, 1280],
-        "layers_per_block": 2,
-        "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-        "in_channels": 4,
-    },
-    "vae/config.json": {
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "latent_channels": 4,
-    },
-    "text_encoder/config.json": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": 49408},
-}
-
 
 def read_configs(folder: Path) -> dict[str, str]:
     """The small files of a Diffusers folder, by their path in it; UserError when one is missing."""
@@ -80,14 +63,6 @@ def family_of(configs: Mapping[str, str]) -> Family:
     if unet.get("addition_embed_type") == "text_time":
         return "sdxl"
     return "sd2" if unet.get("use_linear_projection") else "sd1"
-
-
-def is_stock_sd1(configs: Mapping[str, str]) -> bool:
-    return family_of(configs) == "sd1" and all(
-        json.loads(configs[name]).get(key) == value
-        for name, expected in STOCK_SD1.items()
-        for key, value in expected.items()
-    )
 
 
 def pack(configs: Mapping[str, str]) -> str:

@@ -60,10 +60,10 @@ def fit_configs(
     if channels != unet.get("in_channels", 4):
         configs["unet/config.json"] = json.dumps(unet | {"in_channels": channels}, indent=2)
         index = json.loads(configs.get("model_index.json", "{}"))
-        if (kind, channels) in NAMES:  # another pipeline draws with it
+        if (kind, channels) in NAMES:  # another pipeline draws with it, by the lender's schedule
             published = bundled(NAMES[kind, channels])["model_index.json"]
-            index["_class_name"] = published["_class_name"]
-            configs["model_index.json"] = json.dumps(index, indent=2)
+            kept = {key: index[key] for key in ("scheduler",) if key in index}
+            configs["model_index.json"] = json.dumps(published | kept, indent=2)
     if prediction:
         scheduler = (
             json.loads(configs[SCHEDULER]) if SCHEDULER in configs else _base(kind, 4, False)[SCHEDULER]

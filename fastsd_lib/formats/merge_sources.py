@@ -18,7 +18,7 @@ from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.core.progress import Report
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE
 from fastsd_lib.formats.casting import FLOATS, to_float32
-from fastsd_lib.formats.configs import METADATA_KEY, family_of, is_stock_sd1, pack, read_configs
+from fastsd_lib.formats.configs import METADATA_KEY, family_of, pack, read_configs
 from fastsd_lib.formats.key_maps import (
     BODY_PREFIXES,
     TEXT_PREFIXES,
@@ -27,6 +27,7 @@ from fastsd_lib.formats.key_maps import (
     single_file_kind,
     vae_table,
 )
+from fastsd_lib.formats.known_configs import is_stock
 from fastsd_lib.formats.single_file import open_single_file
 from fastsd_lib.formats.vae_file import read_vae
 from fastsd_lib.formats.weights import FAMILY_LABELS, Weight, Weights, folder_weights, key_tables
@@ -168,7 +169,7 @@ def _folder(path: Path) -> Model:
                 and len(weight.shape) == 2
             )
             tensors[prefix + theirs] = Source((weight,), (*weight.shape, 1, 1) if flat else weight.shape)
-    own = {} if is_stock_sd1(configs) else {METADATA_KEY: pack(configs)}
+    own = {} if is_stock(configs, kind) else {METADATA_KEY: pack(configs)}
     return Model(path, kind, tensors, own, "diffusers")
 
 

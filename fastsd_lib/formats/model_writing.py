@@ -14,14 +14,11 @@ from fastsd_lib.core.progress import Report
 from fastsd_lib.core.tensor_file import NewTensor
 from fastsd_lib.formats.folder_extras import EXTRAS_FILE
 from fastsd_lib.formats.modelspec import HASH_KEY
+from fastsd_lib.formats.weights import WEIGHT_NAMES
 from fastsd_lib.formats.writing import write_and_verify
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt")
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "transformer": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
+STEMS = WEIGHT_NAMES | {"transformer": "diffusion_pytorch_model"}
 SMALL_FILES = (".json", ".txt", ".model")
 # Parts that diffusers does without when model_index.json says so; no single file holds them.
 OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")

@@ -351,3 +351,44 @@ def test_numbers_survive_a_folder_in_another_dtype(models, tmp_path):
         expected = {name.removeprefix("text_model."): one.half() for name, one in load_file(theirs).items()}
         found = {name.removeprefix("text_model."): one for name, one in load_file(ours).items()}
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
+
+
+# ------------------------------------------------------------------ what else the U-Net is shown
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "architecture", "pipeline"),
+    [
+        ("sd1", 9, "stable-diffusion-v1-inpainting", "StableDiffusionInpaintPipeline"),
+        ("sd1", 8, "stable-diffusion-v1-edit", "StableDiffusionInstructPix2PixPipeline"),
+        ("sd2", 9, "stable-diffusion-v2-inpainting", "StableDiffusionInpaintPipeline"),
+        ("sd2", 5, "stable-diffusion-v2-depth", "StableDiffusionDepth2ImgPipeline"),
+        ("sdxl", 9, "stable-diffusion-xl-v1-inpainting", "StableDiffusionXLInpaintPipeline"),
+    ],
+)
+def test_models_that_see_more_than_latents_come_through(
+    models, tmp_path, name, channels, architecture, pipeline
+):
+    folder = tmp_path / "folder"
+    shutil.copytree(models[name], folder)
+    config, file = folder / "unet" / "config.json", folder / "unet" / "diffusion_pytorch_model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": channels}))
+    tensors = load_file(file)
+    tensors["conv_in.weight"] = torch.randn(tensors["conv_in.weight"].shape[0], channels, 3, 3)
+    save_file(tensors, file)
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"prediction_type": "epsilon"}))
+    made = convert_model(folder, tmp_path / "m.safetensors", BARE)
+    assert metadata(made.path)["modelspec.architecture"] == architecture
+    bare = load_file(made.path) | {"depth_model.model.pretrained.cls_token": torch.ones(1, 1, 8)}
+    save_file(bare, tmp_path / "bare.safetensors")
+    back = convert_model(
+        tmp_path / "bare.safetensors", tmp_path / "back", ConversionChoices(config_from=models[name])
+    )
+    found = unet_of(back.path)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    index = json.loads((back.path / "model_index.json").read_text())
+    assert index["_class_name"] == pipeline
+    assert any("lacks depth_estimator/" in note for note in back.notes) == (channels == 5)
+    again = load_file(convert_model(back.path, tmp_path / "again.safetensors", BARE).path)
+    assert again.keys() == bare.keys() and all(torch.equal(again[key], bare[key]) for key in bare)
