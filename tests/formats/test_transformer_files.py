@@ -19,9 +19,9 @@ from fastsd_lib.core.tensor_file import NewTensor, header_bytes, read_tensor_fil
 from fastsd_lib.formats.configs import METADATA_KEY
 from fastsd_lib.formats.conversion import ConversionChoices, convert_model
 from fastsd_lib.formats.flux_maps import flux_table
-from fastsd_lib.formats.sd3_maps import sd3_table
 from fastsd_lib.formats.transformer_configs import bundled_configs, carried_configs, folder_configs
 from fastsd_lib.formats.transformer_files import plan_export, plan_import, plan_repack
+from fastsd_lib.formats.transformer_parts import TIED, own_name, part_table
 from fastsd_lib.formats.transformer_words import import_notes
 from fastsd_lib.models.identify import describe
 from fastsd_lib.models.kinds import Kind
@@ -165,6 +165,14 @@ def test_diffusers_reads_the_vae_of_our_flux_file(folders, tmp_path):
     file = written(folder, tmp_path / "model.safetensors")
     theirs = AutoencoderKL.from_single_file(str(file), config=str(folder), subfolder="vae")
     same(weights(folder, "vae"), theirs.state_dict())
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("dev", "vae."), ("3 medium", "first_stage_model.")])
+def test_the_vae_of_a_file_attends_with_convolutions_as_the_published_ones(folders, tmp_path, name, prefix):
+    tensors = read_tensor_file(written(folders(name), tmp_path / "model.safetensors")).tensors
+    for letter in ("q", "k", "v", "proj_out"):
+        assert tensors[f"{prefix}encoder.mid.attn_1.{letter}.weight"].shape == (64, 64, 1, 1)
+        assert tensors[f"{prefix}decoder.mid.attn_1.{letter}.bias"].shape == (64,)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -589,13 +597,32 @@ def whole(family: str, config: dict):
 
 @pytest.mark.parametrize("model", BUNDLED)
 def test_the_tables_hold_every_tensor_of_the_published_models(model):
-    config = json.loads(bundled_configs(model)["transformer/config.json"])
     family = model.partition("-")[0].removesuffix("5")
+    stock = bundled_configs(model)
     with torch.device("meta"):
-        wanted = list(whole(family, config).state_dict())
-    table = flux_table(config) if family == "flux" else sd3_table(config)
-    assert sorted(one for row in table.rows.values() for one in row) == sorted(wanted)
-    assert set(table.swapped) <= set(table.rows)
+        parts = {
+            name.partition("/")[0]: whole_part(family, name.partition("/")[0], json.loads(text))
+            for name, text in stock.items()
+            if name.endswith("/config.json")
+        }
+    assert len(parts) == (5 if family == "sd3" else 4)
+    for part, module in parts.items():
+        wanted = {own_name(family, part, name) for name in module.state_dict()} - {TIED}
+        table = part_table(family, part, stock)
+        assert {one for row in table.rows.values() for one in row} == wanted, part
+        assert set(table.swapped) <= set(table.rows)
+
+
+def whole_part(family: str, part: str, config: dict):
+    import transformers
+    from diffusers import AutoencoderKL
+
+    if part == "transformer":
+        return whole(family, config)
+    if part == "vae":
+        return AutoencoderKL.from_config(config)
+    kind = getattr(transformers, config["architectures"][0])
+    return kind(kind.config_class(**config))
 
 
 @pytest.mark.parametrize("model", BUNDLED)
