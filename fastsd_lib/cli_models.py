@@ -265,10 +265,9 @@ def _verify(options: argparse.Namespace, rest: list[str]) -> int:
     show(options, _one_or_all(value), lines)
     bad = [one for one in found if one.problems]
     if bad:
-        raise UserError(
-            f"{len(bad)} of {len(found)} not whole; the first: {escaped(str(bad[0].path))}: {escaped(bad[0].problems[0])}.",
-            fix="download or convert it again.",
-        )
+        first = f"{escaped(str(bad[0].path))} is not whole: {escaped(bad[0].problems[0])}."
+        count = f"{len(bad)} of {len(found)} are not whole; the first: " if len(found) > 1 else ""
+        raise UserError(count + first, fix="download or convert it again.")
     return 0
 
 

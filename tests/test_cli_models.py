@@ -229,7 +229,7 @@ def test_a_file_is_verified_and_what_is_wrong_with_it_is_an_error(fastsd, export
     (tmp_path / "folder").mkdir()
     safetensors.numpy.save_file(broken, tmp_path / "folder/nan.safetensors")
     shutil.copy(LORA, tmp_path / "folder/whole.safetensors")
-    with pytest.raises(UserError, match=r"1 of 2 not whole; the first: .*nan.safetensors"):
+    with pytest.raises(UserError, match=r"1 of 2 are not whole; the first: .*nan.safetensors is not whole"):
         main(["models", "verify", str(tmp_path / "folder")])
 
 
