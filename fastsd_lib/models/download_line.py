@@ -6,13 +6,21 @@ import http.client
 import ssl
 from typing import TYPE_CHECKING
 
-from fastsd_lib.core.https_client import REDIRECTS, Dialled, Opened, Reach, open_url, parse_address
+from fastsd_lib.core.https_client import (
+    REDIRECTS,
+    USER_AGENT,
+    Dialled,
+    Opened,
+    Reach,
+    open_url,
+    parse_address,
+)
 
 if TYPE_CHECKING:
     from fastsd_lib.models.downloading import DownloadRules, Source
 
 _MOVED_ON = {*REDIRECTS, 401, 403, 404, 410}  # from where redirects once led: such addresses expire
-_ASKED = {"accept": "*/*", "accept-encoding": "identity"}
+_ASKED = {"user-agent": USER_AGENT, "accept": "*/*", "accept-encoding": "identity"}
 
 
 class Line:

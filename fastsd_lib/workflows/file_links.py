@@ -18,7 +18,7 @@ from fastsd_lib.models import registry
 from fastsd_lib.models.kind import KIND_WORDS
 from fastsd_lib.workflows import hub
 from fastsd_lib.workflows.model_downloads import STAGING, Shelf, bring
-from fastsd_lib.workflows.model_sources import WORKS, is_file_of_hub, is_link
+from fastsd_lib.workflows.model_sources import WORKS, Hosts, is_file_of_hub, is_link
 
 MODELS = (".safetensors", ".ckpt")
 
@@ -49,7 +49,9 @@ def split_links(text: str) -> list[str]:
     return [one for one in re.split(r"[\s,]+", text) if one]
 
 
-def add_to_library(links: Iterable[str], folder: Path, report: Report = silent) -> list[Path]:
+def add_to_library(
+    links: Iterable[str], folder: Path, report: Report = silent, sites: Hosts | None = None
+) -> list[Path]:
     """Have each file, a link or a path, lie in `folder`; one that is there by its name is not fetched again.
 
     Only .safetensors: UserError for anything else, before it is put there.
@@ -61,7 +63,7 @@ def add_to_library(links: Iterable[str], folder: Path, report: Report = silent) 
         if named.suffix == ".safetensors" and named.is_file():
             added.append(named)
         elif is_link(link) or is_file_of_hub(link) or Path(link).expanduser().is_file():
-            added.append(bring(_of_a_file(link), shelf, report=report).path)
+            added.append(bring(_of_a_file(link), shelf, report=report, sites=sites).path)
         else:
             raise UserError(f"There is no file {escaped(link)}.", fix=f"give {WORKS}.")
     return added

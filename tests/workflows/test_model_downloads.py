@@ -20,7 +20,7 @@ from fastsd_lib.core.tensor_file import NewTensor, write_tensor_file
 from fastsd_lib.formats.ckpt_writing import write_ckpt
 from fastsd_lib.models import registry
 from fastsd_lib.models.downloading import DownloadRules
-from fastsd_lib.workflows import civitai
+from fastsd_lib.workflows import civitai, file_links
 from fastsd_lib.workflows.model_downloads import STAGING, download, model_folders
 from fastsd_lib.workflows.model_sources import Hosts
 from tests.bad_server import PAGE, bad_server, model_bytes
@@ -237,6 +237,20 @@ def test_a_path_is_copied_into_its_folder_unless_it_lies_there(site, files, tmp_
         take(site, "/no/such.safetensors", tmp_path / "root")
 
 
+def test_a_field_for_lora_takes_several_links_and_no_pickled_file(site, files, tmp_path):
+    links = [f"{site.url}/f/tiny_night.safetensors", f"{site.url}/good/other.safetensors"]
+    added = file_links.add_to_library(links, tmp_path / "Lora", sites=hosts(site))
+    assert [path.name for path in added] == ["tiny_night.safetensors", "other.safetensors"]
+    asked = len(site.asked)
+    assert (
+        file_links.add_to_library(links, tmp_path / "Lora", sites=hosts(site)) == added
+        and len(site.asked) == asked
+    )
+    with pytest.raises(UserError, match=r"old\.ckpt is no \.safetensors file"):
+        file_links.add_to_library([f"{site.url}/f/old.ckpt"], tmp_path / "Lora", sites=hosts(site))
+    assert lying(tmp_path / "Lora") == ["other.safetensors", "tiny_night.safetensors"]
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -408,6 +422,15 @@ def test_the_key_is_for_civitai_alone_and_shown_nowhere(shop, tmp_path, monkeypa
     )  # the header, not the address: addresses are logged
     written = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.json"))
     assert KEY not in written + repr(events) + str(caught.value)
+
+
+def test_an_address_elsewhere_that_civitai_tells_does_not_get_the_key(shop, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("CIVITAI_TOKEN", KEY)
+    with bad_server(files["tiny_night.safetensors"]) as elsewhere:
+        shop.shop["version"]["files"][2]["downloadUrl"] = f"{elsewhere.url}/good/x"
+        take(shop, f"{shop.url}/model-versions/77", tmp_path)
+        assert {headers.get("authorization") for _, headers in elsewhere.asked} == {None}
+    assert {headers.get("authorization") for _, headers in shop.asked} == {f"Bearer {KEY}"}
 
 
 def test_a_wrong_hash_and_an_address_that_is_gone_are_not_the_end_before_the_second_address(shop, tmp_path):
