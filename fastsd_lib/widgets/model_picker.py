@@ -33,6 +33,7 @@ class ModelPicker(style.Shown):
         families = dict.fromkeys(one.family for one in self._models.values())
         options = [("every family", ANY), *((base_words(one), one) for one in families)]
         models.check_choice("family", family, [ANY, *families])
+        models.check_choice("use", use, [value for _, value in USES])
         self.family = ipywidgets.Dropdown(options=options, value=family, layout=wide)
         self.use = ipywidgets.Dropdown(options=USES, value=use, layout=wide)
         self.list = ipywidgets.Select(rows=8, layout=ipywidgets.Layout(width="100%"))

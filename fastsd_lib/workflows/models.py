@@ -185,6 +185,7 @@ def known(family: str = "", use: str = "", root: Path | None = None) -> list[Kno
     from fastsd_lib.models.known_models import known_models
 
     found = known_models(root=root)
+    check_choice("use", use, ["", "train", "generate"])
     if family:
         check_choice("family", family, dict.fromkeys(model.family for model in found))
     return [model for model in found if family in ("", model.family) and (not use or use in model.uses)]

@@ -107,6 +107,9 @@ def test_a_family_that_is_not_known_is_a_mistake_with_the_nearest():
     with pytest.raises(UserError, match="family cannot be 'sdlx'") as caught:
         ModelPicker("embedded", family="sdlx")
     assert "did you mean sdxl?" in str(caught.value)
+    for wrong in (lambda: ModelPicker(use="trian"), lambda: models.known(use="trian")):
+        with pytest.raises(UserError, match="use cannot be 'trian'"):
+            wrong()
 
 
 def test_models_that_users_wrote_down_are_in_the_list(tmp_path):
