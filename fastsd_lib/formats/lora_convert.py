@@ -93,6 +93,7 @@ def convert_lora(
     }
     carried = {key: value for key, value in file.metadata.items() if key not in _STALE}
     header = {"format": "pt"} | carried | plan.metadata | given
+    header[NOTE] += f"; numbers as {dtype}" if dtype else "; every number kept"
     write_file(target, [_cast(tensor, dtype) for tensor in plan.tensors], header, report, sha256=True)
     return target
 

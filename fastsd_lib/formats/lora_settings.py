@@ -136,7 +136,10 @@ def _are_ranks(value: Any) -> bool:
 
 
 def note_of(lora: LoraLayers, naming: str, notes: Counter[str]) -> str:
-    said = f"{lora.naming} -> {naming}, without loss"
+    said = f"{lora.naming} -> {naming}"
+    scaled = any(layer.plain and layer.scale_alpha != layer.rank for layer in lora.layers.values())
+    if naming == "peft" and scaled:
+        said += "; alpha stands in the metadata, where recent versions of diffusers look for it"
     if notes["taken apart"]:
         said += f"; {notes['taken apart']} joined layers were taken apart"
     if notes["put together"]:
