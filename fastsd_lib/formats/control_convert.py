@@ -28,6 +28,14 @@ from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.stored_weight import Weight
 
 Naming = Literal["original", "diffusers"]
+# Networks that go round under the same names everywhere: a tensor's name that holds this -> what it is.
+ONE_NAMING = {
+    "task_embedding": "a ControlNet Union",
+    "control_add_embedding": "a ControlNet Union",
+    "controlnet_x_embedder": "a ControlNet of a transformer (Flux)",
+    "controlnet_blocks.": "a ControlNet of a transformer (SD 3, Flux)",
+    "lora_controlnet": "a Control-LoRA",
+}
 PREFIX = "fastsd.prefix"  # metadata: what the original names began with, for the way back
 
 
@@ -49,6 +57,9 @@ def convert_control(
     """
     check_target(target, naming)
     file = _opened(source)
+    for part, kind in ONE_NAMING.items():
+        if any(part in name for name in file.tensors):
+            raise UserError(f"{source} is {kind}, which has one naming only.", fix="use it as it is.")
     if _is_adapter(file):
         config, tensors = _adapter(source, file, naming, dtype)
         kept: dict[str, str] = {}

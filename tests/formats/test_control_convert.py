@@ -181,7 +181,13 @@ BROKEN = {
     "a stranger": ({"control_model.warp.weight": torch.zeros(2)}, r"holds control_model\.warp\.weight"),
     "a part is missing": ({"control_model.zero_convs.1.": None}, r"lacks 1 modules .*zero_convs\.1\.0"),
     "first layer": ({"control_model.input_blocks.0.": None}, r"damaged ControlNet"),
-    "union": ({"task_embedding": torch.zeros(2)}, r"ControlNet Union"),
+    "union": ({"task_embedding": torch.zeros(2)}, r"ControlNet Union, which has one naming only"),
+    "flux": ({"controlnet_x_embedder.weight": torch.zeros(2)}, r"transformer \(Flux\), which has one naming"),
+    "control-lora": ({"lora_controlnet": torch.zeros(0)}, r"Control-LoRA, which has one naming"),
+    "flat": (
+        {"control_model.input_hint_block.0.weight": torch.zeros(9)},
+        r"input_hint_block\.0\.weight has the shape \[9\]",
+    ),
     "difference": ({"difference": torch.zeros(0)}, r"only the difference"),
 }
 
