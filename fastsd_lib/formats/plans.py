@@ -30,6 +30,11 @@ def single_file_plan(
 
     `kind`: sd1, sd2, sdxl or sdxl_refiner. `extras`: what a folder has no place for, under the names of the file.
     `dtype`: fp16, bf16, fp32, or None to keep every byte.
+
+    Nothing is made up. Schedules (`betas`, `alphas_cumprod`), position ids, the temperature and, in SD 2.x, the last
+    layer and the projection of the text encoder are written where the source had them. Without them A1111 and Forge
+    load with strict=False and make the schedules from their yaml, and diffusers, kohya and ComfyUI do not ask for
+    them. SD 2.x reads its text encoder before the last layer, so that nothing is drawn with what it gives.
     """
     tables = key_tables(configs)
     prefixes = BODY_PREFIXES | TEXT_PREFIXES[kind]
