@@ -49,15 +49,18 @@ def save_sd3(
     return ModelFiles("sd3", "diffusers", folder)
 
 
-def save_flux(folder: Path, guidance: bool = True, layers: int = 2, seed: int = 9) -> ModelFiles:
-    """Flux.1: dev, or without `guidance` schnell."""
+def save_flux(
+    folder: Path, guidance: bool = True, layers: int = 2, in_channels: int = 64, seed: int = 9
+) -> ModelFiles:
+    """Flux.1: dev, or without `guidance` schnell; `in_channels` 384: Fill, 128: Canny and Depth."""
     import torch
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     torch.manual_seed(seed)
     _shaken(
         FluxTransformer2DModel(
-            in_channels=64, num_layers=layers, num_single_layers=layers, attention_head_dim=128,
+            in_channels=in_channels, out_channels=None if in_channels == 64 else 64,
+            num_layers=layers, num_single_layers=layers, attention_head_dim=128,
             num_attention_heads=1, joint_attention_dim=192, pooled_projection_dim=64, guidance_embeds=guidance,
         )
     ).save_pretrained(folder / "transformer")  # fmt: skip

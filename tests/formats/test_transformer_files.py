@@ -246,6 +246,20 @@ def test_the_transformer_of_flux_alone_has_the_bare_names_of_its_publisher(folde
     assert "vae, text_encoder, text_encoder_2" in import_notes(configs, parts)[0]
 
 
+@pytest.mark.parametrize(
+    ("channels", "pipeline"), [(384, "FluxFillPipeline"), (128, "FluxControlPipeline"), (64, "FluxPipeline")]
+)
+def test_flux_that_is_shown_more_than_latents_is_of_its_own_pipeline(tmp_path, channels, pipeline):
+    from diffusers import FluxTransformer2DModel
+
+    folder = save_flux(tmp_path / "model", layers=1, in_channels=channels).path
+    back = imported(written(folder, tmp_path / "model.safetensors", bare=True), tmp_path / "back")
+    assert json.loads((back / "model_index.json").read_text())["_class_name"] == pipeline
+    loaded, told = FluxTransformer2DModel.from_pretrained(back / "transformer", output_loading_info=True)
+    assert not any(told.values()) and loaded.out_channels == 64
+    same(weights(folder, "transformer"), loaded.state_dict())
+
+
 def test_other_spellings_of_a_file_mean_the_same(folders, tmp_path):
     """Flux behind ComfyUI's prefix or bare, its VAE under either prefix, T5's words under either name."""
     folder = folders("dev")
@@ -697,6 +711,25 @@ def test_planning_24_gigabytes_takes_64_megabytes_and_no_torch(tmp_path):
     assert int(peak_kib) < 64 * 1000
     assert int(count) == len(shapes) and int(size) == 23_802_816_640  # as the published folder counts
     assert {line.split()[0]: tuple(map(int, line.split()[1:])) for line in told[1:]} == shapes
+
+
+CONVERTING = """
+import sys
+from pathlib import Path
+from fastsd_lib.workflows.converting import convert
+source, target = map(Path, sys.argv[1:])
+convert(source, target / "model.safetensors")
+convert(target / "model.safetensors", target / "model")
+heavy = [name for name in ("torch", "diffusers", "numpy", "safetensors") if name in sys.modules]
+peak = next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+print(peak, *heavy)
+"""
+
+
+def test_converting_there_and_back_loads_nothing_heavy(folders, tmp_path):
+    command = [sys.executable, "-c", CONVERTING, str(folders("3.5 medium")), str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert int(told[0]) < 64 * 1000 and told[1:] == []
 
 
 def test_a_header_of_many_tensors_is_answered_soon(tmp_path):
