@@ -230,7 +230,10 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
         raise _damaged(path, f"names a tensor in {len(name):,} letters")
     try:
         dtype, shape, places = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])  # type: ignore[index]
-        whole = all(type(one) is int and 0 <= one < 2**63 for one in (*shape, *places)) and len(places) == 2
+        numbers = (*shape, *places)
+        whole = (
+            {*map(type, numbers)} == {int} and 0 <= min(numbers) <= max(numbers) < 2**63 and len(places) == 2
+        )
     except (TypeError, KeyError):
         whole = False
     if not whole or len(shape) > MAX_SIDES or not isinstance(dtype, str):
@@ -240,7 +243,7 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
             f"{path} holds {_shown(name)} as {escaped(dtype[:40])!r}, a type that is not known here.",
             fix=f"known are {', '.join(BYTES_PER_VALUE)}.",
         )
-    start, end = (data_start + place for place in places)
+    start, end = data_start + places[0], data_start + places[1]
     if end - start != _values(shape) * BYTES_PER_VALUE[dtype]:
         raise _damaged(
             path, f"gives {_shown(name)} a size that does not fit its shape {list(shape)} of {dtype}"
