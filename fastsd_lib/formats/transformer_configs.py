@@ -33,15 +33,12 @@ from fastsd_lib.formats.transformer_shapes import (
 
 Configs = dict[str, str]  # path in the folder -> JSON text
 
-BODY = (
-    "model.diffusion_model."  # stands before the transformer's names; some files shorten it or leave it out
-)
+# What stands before the transformer's names; some files shorten it or leave it out.
+BODY = "model.diffusion_model."
 BODIES = (BODY, "diffusion_model.")
 BUNDLED = Path(__file__).parent / "bundled"
-PIPELINES_BY_CHANNELS = {
-    384: "FluxFillPipeline",
-    128: "FluxControlPipeline",
-}  # img_in of Flux.1 Fill, Canny, Depth
+# What the transformer is shown: latents alone have 64 channels, 384 are Fill's, 128 those of Canny and Depth.
+PIPELINES_BY_CHANNELS = {384: "FluxFillPipeline", 128: "FluxControlPipeline"}
 # Entries that change no picture, and what diffusers and transformers take for those that are left out.
 UNREAD = (
     "torch_dtype", "dtype", "transformers_version", "architectures", "initializer_range", "initializer_factor",
