@@ -38,10 +38,7 @@ def read_layers(file: TensorFile, named: Path) -> LoraLayers:
         kohya += name.startswith(tuple(KOHYA_PARTS))
         roles = found.setdefault(place, {})
         if ending[1] in roles:
-            raise UserError(
-                f"{named} holds one layer twice: {escaped(roles[ending[1]])[:120]} and {escaped(name)[:120]}.",
-                fix="take the file as its trainer wrote it.",
-            )
+            raise _twice(named, roles[ending[1]], name)
         roles[ending[1]] = name
         first_names.setdefault(place, ending[0])
     if not found:
@@ -58,7 +55,7 @@ def read_layers(file: TensorFile, named: Path) -> LoraLayers:
     text = next(
         (one for one in ("lora_te1_", "lora_te_") if any(n.startswith(one) for n in file.tensors)), ""
     )
-    return LoraLayers(file, _settled(layers, family), naming, family, text)
+    return LoraLayers(file, _settled(layers, family, named), naming, family, text)
 
 
 def _place(module: str) -> Place | None:
@@ -77,10 +74,23 @@ def _place(module: str) -> Place | None:
     return part, lora_names.with_text_model(path) if part.startswith("text_") else path
 
 
-def _settled(layers: Mapping[Place, Layer], family: str) -> dict[Place, Layer]:
+def _settled(layers: Mapping[Place, Layer], family: str, named: Path) -> dict[Place, Layer]:
     """The body of the model by its real name, and Flux' T5 by its number in diffusers."""
     body = "transformer" if family in lora_names.TRANSFORMERS else "unet"
     names = {"unet": body, "transformer": body}
     if family == "flux":
         names["text_encoder_3"] = "text_encoder_2"
-    return {(names.get(part, part), path): layer for (part, path), layer in layers.items()}
+    found: dict[Place, Layer] = {}
+    for (part, path), layer in layers.items():
+        place = names.get(part, part), path
+        if place in found:
+            raise _twice(named, found[place].name, layer.name)
+        found[place] = layer
+    return found
+
+
+def _twice(named: Path, one: str, other: str) -> UserError:
+    return UserError(
+        f"{named} holds one layer twice: {escaped(one)[:120]} and {escaped(other)[:120]}.",
+        fix="take the file as its trainer wrote it.",
+    )

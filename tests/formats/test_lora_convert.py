@@ -379,6 +379,11 @@ def test_separate_adapters_stand_on_the_diagonal_and_come_back(
         assert torch.allclose(whole[32 * number : 32 * number + 32], wanted, atol=1e-5)
     back = convert_lora(kohya, tmp_path / "back.safetensors", "peft")
     assert same(load_file(back), tensors)
+    said = json.loads(metadata(back)["lora_adapter_metadata"])  # the scale is still 1 everywhere
+    for letter, rank in zip("qkv", ranks, strict=True):
+        path = f"transformer_blocks.0.attn.to_{letter}"
+        if rank:
+            assert said["transformer.alpha_pattern"].get(path, said["transformer.lora_alpha"]) == rank
 
 
 def test_sd3_layers_have_their_names_and_the_last_text_block_its_order(tmp_path: Path) -> None:
@@ -507,6 +512,20 @@ def test_older_spellings_are_read(tmp_path: Path) -> None:
     assert f"{CLIP}0_self_attn_q_proj.lora_down.weight" in found
 
 
+def test_text_encoders_get_back_the_word_that_transformers_lost(tmp_path: Path) -> None:
+    """Trained with transformers 5.6: no program finds the layers without `text_model`."""
+    layer = pair("lora_te_encoder_layers_0_mlp_fc1", 8, 8)
+    save_file(layer, tmp_path / "lost.safetensors")
+    for naming, name in (
+        ("kohya", f"{CLIP}0_mlp_fc1.lora_up.weight"),
+        ("peft", "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_B.weight"),
+    ):
+        found = load_file(
+            convert_lora(tmp_path / "lost.safetensors", tmp_path / f"{naming}.safetensors", naming)
+        )
+        assert torch.equal(found[name], layer["lora_te_encoder_layers_0_mlp_fc1.lora_up.weight"])
+
+
 # ------------------------------------------------------------------ bad input
 
 KEY = f"{UNET}transformer_blocks_0_attn1_to_q"
@@ -561,6 +580,14 @@ def test_one_layer_under_two_names_is_refused(tmp_path: Path) -> None:
     for naming in ("peft", "kohya"):
         with pytest.raises(UserError, match=r"twice|two names"):
             convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", naming)
+
+
+def test_one_layer_under_two_prefixes_is_refused(tmp_path: Path) -> None:
+    key = "transformer_blocks_0_attn_to_q"
+    twins = pair(f"lora_unet_{key}", 3072, 3072) | pair(f"lora_transformer_{key}", 3072, 3072)
+    save_file(twins, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"holds one layer twice: lora_transformer_.* and lora_unet_"):
+        convert_lora(tmp_path / "a.safetensors", tmp_path / "out.safetensors", "peft")
 
 
 def test_scales_that_one_layer_cannot_have_are_refused(tmp_path: Path) -> None:
