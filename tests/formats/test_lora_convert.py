@@ -459,8 +459,7 @@ def test_dtype_changes_weights_and_never_alpha(tmp_path: Path, sd1_lora: Tensors
     half = load_file(
         convert_lora(tmp_path / "kohya.safetensors", tmp_path / "half.safetensors", "kohya", dtype="fp16")
     )
-    for name, one in half.items():
-        assert torch.equal(one, wide[name] if name.endswith(".alpha") else wide[name].half())
+    assert same(half, {n: one if n.endswith(".alpha") else one.half() for n, one in wide.items()})
 
 
 @pytest.mark.parametrize(

@@ -87,4 +87,5 @@ def test_a_dtype_alone_leaves_the_names(lora: Path, tmp_path: Path) -> None:
     found, given = load_file(made.path), load_file(lora)
     assert found.keys() == given.keys()
     for name, one in given.items():
-        assert torch.equal(found[name], one if name.endswith(".alpha") else one.half())
+        wanted = one if name.endswith(".alpha") else one.half()
+        assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted)
