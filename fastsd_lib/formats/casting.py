@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32")  # what models are computed in
 READABLE = (*FLOATS, "F64", "F8_E4M3", "F8_E5M2")  # what can be brought to one of them
 
-BLOCK_VALUES = 1 << 16  # worked on at once: all of it stays in the cache of one core
+BLOCK_VALUES = 1 << 15  # worked on at once: all of it stays in the cache of one core
 _WORTH_A_THREAD = 1 << 18  # bytes
 
 
@@ -70,19 +70,17 @@ def _cast(chunk: bytes, name: str, source: str, target: str) -> memoryview:
 
     raw = np.frombuffer(chunk, dtype=np.uint8)
     values = to_float32(raw, source)
-    result = from_float32(values, target)
+    result, special = _narrowed(values, target)
     if source == "F64" and (np.isinf(values) & np.isfinite(raw.view("<f8"))).any():
         raise UserError(
             f"The weight {name} holds values beyond 3.4e38, which no narrower width can store.",
             fix="the model is damaged, or keep its widths (no dtype).",
         )
-    if target == "F16" and (result.view(np.uint16) & 0x7FFF).max(initial=0) >= 0x7C00:
-        infinite = np.isinf(result)
-        if np.isfinite(values[infinite]).any():
-            raise UserError(
-                f"The weight {name} holds values beyond 65504, which fp16 cannot store.",
-                fix="take bf16 or fp32.",
-            )
+    if special and np.isfinite(values[np.isinf(result)]).any():
+        raise UserError(
+            f"The weight {name} holds values beyond 65504, which fp16 cannot store.",
+            fix="take bf16 or fp32.",
+        )
     return memoryview(result.view(np.uint8))
 
 
@@ -94,7 +92,7 @@ def to_float32(raw: np.ndarray, source: str) -> np.ndarray:
         bits = raw.view("<u2").astype(np.uint32)
         return np.left_shift(bits, 16, out=bits).view(np.float32)
     if source == "F16":
-        return _in_blocks(raw.view("<u2"), np.float32, _widened)
+        return _in_blocks(raw.view("<u2"), np.float32, _widened)[0]
     if source == "F8_E5M2":  # the upper half of a half
         return to_float32(np.left_shift(raw.astype("<u2"), 8).view(np.uint8), "F16")
     if source == "F8_E4M3":
@@ -105,24 +103,33 @@ def to_float32(raw: np.ndarray, source: str) -> np.ndarray:
 
 def from_float32(values: np.ndarray, target: str) -> np.ndarray:
     """float32 values as one of FLOATS, for their bytes; what F16 cannot store becomes infinite."""
+    return _narrowed(values, target)[0]
+
+
+def _narrowed(values: np.ndarray, target: str) -> tuple[np.ndarray, bool]:
+    """The same, and whether a value came out as infinite or no number (asked for F16 alone)."""
     import numpy as np
 
     if target == "BF16":
-        return _in_blocks(values.view(np.uint32), np.uint16, _rounded_to_bf16)
+        return _in_blocks(values.view(np.uint32), np.uint16, _rounded_to_bf16)[0], False
     if target == "F16":
-        return _in_blocks(values, np.uint16, _rounded_to_f16).view("<f2")
-    return values.astype("<f4", copy=False)
+        halves, special = _in_blocks(values, np.uint16, _rounded_to_f16)
+        return halves.view("<f2"), special
+    return values.astype("<f4", copy=False), False
 
 
-def _in_blocks(given: np.ndarray, kind: type, work: object) -> np.ndarray:
+def _in_blocks(
+    given: np.ndarray, kind: type, work: Callable[[np.ndarray, np.ndarray], bool]
+) -> tuple[np.ndarray, bool]:
+    """`work` block by block into a new array; whether one of them was special."""
     import numpy as np
 
-    flat = given.reshape(-1)
+    flat, special = given.reshape(-1), False
     result = np.empty(flat.size, kind)
     for start in range(0, flat.size, BLOCK_VALUES):
         end = min(start + BLOCK_VALUES, flat.size)
-        work(flat[start:end], result[start:end])  # type: ignore[operator]
-    return result.reshape(given.shape)
+        special |= work(flat[start:end], result[start:end])
+    return result.reshape(given.shape), special
 
 
 _kept = threading.local()
@@ -138,7 +145,7 @@ def _scratch(count: int) -> list[np.ndarray]:
     return [row[:count] for row in _kept.rows]
 
 
-def _rounded_to_f16(values: np.ndarray, out: np.ndarray) -> None:
+def _rounded_to_f16(values: np.ndarray, out: np.ndarray) -> bool:
     """Let the processor round: |x| + 2^(e+13) has no bits below fp16's last one for x, where e is x's exponent.
 
     What it adds to the bits of 2^(e+13) is then |x| in units of that last bit; fp16's exponent goes on top.
@@ -161,14 +168,15 @@ def _rounded_to_f16(values: np.ndarray, out: np.ndarray) -> None:
     if work.max(initial=0) >= 0x7C00:  # infinite, too large, or no number: seldom, so left to numpy
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = values.astype(np.float16).view(np.uint16)
-        return
+        return True
     np.right_shift(bits, 16, out=magic)
     np.bitwise_and(magic, 0x8000, out=magic)
     np.bitwise_or(work, magic, out=work)
     np.copyto(out, work, casting="unsafe")
+    return False
 
 
-def _rounded_to_bf16(bits: np.ndarray, out: np.ndarray) -> None:
+def _rounded_to_bf16(bits: np.ndarray, out: np.ndarray) -> bool:
     import numpy as np
 
     work, odd, _ = _scratch(bits.size)
@@ -181,9 +189,10 @@ def _rounded_to_bf16(bits: np.ndarray, out: np.ndarray) -> None:
     nan = np.isnan(bits.view(np.float32))
     if nan.any():  # rounding could carry it into infinity
         out[nan] = 0x7FC0
+    return False
 
 
-def _widened(halves: np.ndarray, out: np.ndarray) -> None:
+def _widened(halves: np.ndarray, out: np.ndarray) -> bool:
     """Exponent and fraction moved to their places, then 2^112 times: exact, for subnormal numbers too."""
     import numpy as np
 
@@ -192,12 +201,13 @@ def _widened(halves: np.ndarray, out: np.ndarray) -> None:
     np.bitwise_and(sign, 0x7FFF, out=work)
     if work.max(initial=0) >= 0x7C00:  # infinite or no number
         out[:] = halves.view(np.float16).astype(np.float32)
-        return
+        return True
     np.left_shift(work, 13, out=work)
     np.multiply(work.view(np.float32), np.float32(2.0**112), out=work.view(np.float32))
     np.left_shift(sign, 16, out=sign)
     np.bitwise_and(sign, 0x80000000, out=sign)
     np.bitwise_or(work, sign, out=out.view(np.uint32))
+    return False
 
 
 @cache
