@@ -105,7 +105,8 @@ def _of_known(model: Any) -> tuple[str, dict[str, str], list[str]]:
         "Family": base_words(model.family, model.variant),
         "Resolution": f"{model.resolution_px} px" if model.resolution_px else "",
         "Prediction": model.prediction,
-        "For": " and ".join({"train": "training", "generate": "drawing"}[use] for use in model.uses),
+        "For": " and ".join({"train": "training", "generate": "drawing"}[use] for use in model.uses)
+        or "other programs",
         "Licence": model.licence,
         "Download": size_words(model.size_bytes)
         if model.size_bytes

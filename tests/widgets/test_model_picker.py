@@ -68,6 +68,11 @@ def test_of_a_gated_model_it_says_what_has_to_be_done_first():
     assert "Gated" not in facts(ModelPicker("1.5"))
 
 
+def test_of_a_model_that_is_for_other_programs_it_says_so():
+    other = next(one for one in models.known() if not one.uses)
+    assert "other programs" in facts(ModelPicker(other.name))
+
+
 def test_family_and_use_shorten_the_list_and_a_model_that_left_it_is_not_chosen_any_more():
     picker = ModelPicker("1.5")
     everything = len(picker.list.options)
