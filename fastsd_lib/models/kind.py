@@ -34,6 +34,8 @@ KIND_WORDS = {
 BASE_BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 # Input channels of the U-Net -> what it is for. 4 are the latents; the rest is what else it is shown.
 USES = {4: "text to image", 9: "inpainting", 8: "instruct-pix2pix", 5: "depth to image", 7: "upscaling"}
+#: Marks of a model that is not whole, but brings some of what it needs.
+VAE_INSIDE, TEXT_INSIDE = "VAE inside", "text encoders inside"
 #: Latents of a VAE -> what draws in them. Their VAEs differ in numbers alone.
 _LATENTS = {"4": ("sd1", "sd2", "sdxl"), "16": ("sd3", "flux")}
 
@@ -48,7 +50,9 @@ class Kind:
     naming: str = ""  # whose names: "kohya", "peft", "diffusers", "original"
     ema: bool = False  # averaged weights stand beside the others
     whole: bool = False  # can be drawn with as it is: nothing has to be taken from another file
-    marks: tuple[str, ...] = ()  # "v_pred", "ztsnr", "edm", "scaled fp8": what single tensors stand for
+    marks: tuple[
+        str, ...
+    ] = ()  # "v_pred", "ztsnr", "edm", "scaled fp8", VAE_INSIDE: what some tensors stand for
 
     @property
     def words(self) -> str:
@@ -70,7 +74,9 @@ class Kind:
         families = " or ".join(FAMILY_WORDS[one] for one in self.fits)
         if self.kind in ("unet", "transformer", "checkpoint"):
             encoders = "text encoder" if self.family in ("sd1", "sd2", "sdxl_refiner") else "text encoders"
-            return f"the {encoders} and the VAE of {families or 'its base model'}"
+            missing = [] if TEXT_INSIDE in self.marks else [f"the {encoders}"]
+            missing += [] if VAE_INSIDE in self.marks else ["the VAE"]
+            return f"{' and '.join(missing)} of {families or 'its base model'}" if missing else ""
         if not families:
             return "a base model, which its tensors do not name"
         return f"{families} as the base model"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-from fastsd_lib.models.kind import USES, Kind, Seen, channels
+from fastsd_lib.models.kind import TEXT_INSIDE, USES, VAE_INSIDE, Kind, Seen, channels
 
 UNET = "model.diffusion_model."
 #: Prefixes under which programs keep one model's tensors.
 _WRAPPED = (UNET, "model.", "diffusion_model.", "transformer.", "unet.")
+_VAES = ("first_stage_model.", "vae.")
+_TEXTS = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
 _BLOCK = re.compile(r"joint_blocks\.(\d+)\.")
 _MARKS = {
     "v_pred": "v_pred", "ztsnr": "ztsnr", "edm_mean": "edm", "edm_vpred.sigma_max": "edm", "scaled_fp8": "scaled fp8",
@@ -18,10 +20,13 @@ _MARKS = {
 _FLUX_USES = {384: "fill", 128: "depth or canny", 448: "fill"}
 
 
-def _marks(seen: Seen) -> tuple[str, ...]:
+def _marks(seen: Seen, whole: bool = False) -> tuple[str, ...]:
     found = [mark for name, mark in _MARKS.items() if name in seen.tensors]
     if seen.ends(".scale_weight") and "scaled fp8" not in found:
         found.append("scaled fp8")
+    if not whole:
+        found += [VAE_INSIDE] if seen.starts(*_VAES) else []
+        found += [TEXT_INSIDE] if seen.starts(*_TEXTS) else []
     return tuple(dict.fromkeys(found))
 
 
@@ -37,12 +42,17 @@ def flux(seen: Seen) -> Kind | None:
     whole = _is_whole(seen)
     naming = "original" if original else "diffusers"
     return Kind(
-        "checkpoint" if whole else "transformer", "flux", variant, naming, whole=whole, marks=_marks(seen)
+        "checkpoint" if whole else "transformer",
+        "flux",
+        variant,
+        naming,
+        whole=whole,
+        marks=_marks(seen, whole),
     )
 
 
 def _is_whole(seen: Seen) -> bool:
-    return seen.starts("text_encoders.") and seen.starts("vae.", "first_stage_model.")
+    return seen.starts("text_encoders.") and seen.starts(*_VAES)
 
 
 def sd3(seen: Seen) -> Kind | None:
@@ -56,7 +66,7 @@ def sd3(seen: Seen) -> Kind | None:
             variant,
             "original",
             whole=whole,
-            marks=_marks(seen),
+            marks=_marks(seen, whole),
         )
     if seen.some("transformer_blocks.0.attn.add_k_proj") and seen.some("pos_embed.proj"):
         wide = channels(seen.shape_at("transformer_blocks.0.attn.add_k_proj.weight")) >= 38 * 64
@@ -85,7 +95,7 @@ def checkpoint(seen: Seen) -> Kind | None:
         variant = "unCLIP"
     whole = bool(by_text) and seen.starts("first_stage_model.")
     return Kind("checkpoint" if whole else "unet", by_text or seen.base_by_attention(), variant, "original",
-                seen.starts("model_ema."), whole, _marks(seen))  # fmt: skip
+                seen.starts("model_ema."), whole, _marks(seen, whole))  # fmt: skip
 
 
 def _family_by_text_encoder(seen: Seen) -> str:

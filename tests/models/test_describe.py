@@ -100,6 +100,8 @@ def test_sdxl_models_that_predict_something_else_are_marked(tmp_path, marks, sai
         (Kind("unet", "sdxl"), "the text encoders and the VAE of SDXL"),
         (Kind("transformer", "flux", "dev"), "the text encoders and the VAE of Flux"),
         (Kind("unet"), "the text encoders and the VAE of its base model"),
+        (Kind("transformer", "sd3", marks=("VAE inside",)), "the text encoders of SD 3"),
+        (Kind("unet", "sd1", marks=("text encoders inside",)), "the VAE of SD 1.x"),
         (Kind("lora", "sdxl"), "SDXL as the base model"),
         (Kind("lora"), "a base model, which its tensors do not name"),
         (Kind("controlnet", "sd3"), "SD 3 as the base model"),

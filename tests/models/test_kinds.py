@@ -46,7 +46,7 @@ HEADERS = [
      Kind("checkpoint", "sd1", naming="original", ema=True, whole=True)),
     (unet(9) | {CLIP: (768,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd1", "inpainting", "original", whole=True)),
     (unet(8) | {CLIP: (768,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd1", "instruct-pix2pix", "original", whole=True)),
-    (unet() | {CLIP: (768,)}, Kind("unet", "sd1", naming="original")),
+    (unet() | {CLIP: (768,)}, Kind("unet", "sd1", naming="original", marks=("text encoders inside",))),
     (unet(), Kind("unet", "sd1", naming="original")),
     (unet(4, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd2", naming="original", whole=True)),
     (unet(9, 1024) | {OPEN: (1024,), V: (512, 4, 3, 3)}, Kind("checkpoint", "sd2", "inpainting", "original", whole=True)),

@@ -30,8 +30,8 @@ PUBLISHED = {
     "sdxl-inpainting": (whole("sdxl", "inpainting"), "epsilon", 6.9),
     "sdxl-refiner": (whole("sdxl_refiner"), "epsilon", 6.1),
     "sd3-medium-with-clips": (whole("sd3", "3 medium"), "flow", 6.0),
-    "sd35-medium": (Kind("transformer", "sd3", "3.5 medium", "original"), "flow", 5.1),
-    "sd35-large": (Kind("transformer", "sd3", "3.5 large", "original"), "flow", 16.5),
+    "sd35-medium": (Kind("transformer", "sd3", "3.5 medium", "original", marks=("VAE inside",)), "flow", 5.1),
+    "sd35-large": (Kind("transformer", "sd3", "3.5 large", "original", marks=("VAE inside",)), "flow", 16.5),
     "flux-dev": (Kind("transformer", "flux", "dev", "original"), "flow", 23.8),
     "flux-schnell": (Kind("transformer", "flux", "schnell", "original"), "flow", 23.8),
 }

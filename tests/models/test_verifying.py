@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_data_that_does_not_fit_its_checksum_is_found(tmp_path):
     data[place.start + 2] ^= 1  # 1.0078125 instead of 1.0: a number like any other
     path.write_bytes(data)
     assert verify_file(path).problems == ("holds data (0) that does not fit its checksum: it was damaged",)
+
+
+def test_a_checkpoint_that_was_compressed_afterwards_is_a_problem(tmp_path):
+    with (
+        zipfile.ZipFile(saved(tmp_path / "a.ckpt", LORA)) as source,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    found = verify_file(tmp_path / "b.ckpt")
+    assert found.problems == ("was packed anew by another program than PyTorch",) and found.description
 
 
 def test_weights_that_are_not_those_of_their_own_hash_are_found(tmp_path, tiny_pipeline):
