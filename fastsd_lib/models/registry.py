@@ -66,6 +66,8 @@ def base_model(
                 f"{model.name} is a {model.kind.upper()}, not a whole model.",
                 fix="name the base model here, and this one where a VAE is asked for.",
             )
+        if not model.uses:
+            raise _not_opened(model, known_models(root=root))
         if told := replaced(name, model):
             report(ProgressEvent("model", 1, 1, {"": told}))
         return identify(fetch_known(model, token)).model_files
@@ -211,6 +213,20 @@ def _embedded(folder: Path) -> ModelFiles:
     if not (folder / "model_index.json").is_file():
         raise UserError(f"The embedded model is not there ({folder}).", fix=f"train it: {TRAIN_EMBEDDED}")
     return identify(folder).model_files
+
+
+def _not_opened(model: KnownModel, known: Iterable[KnownModel]) -> UserError:
+    """Before a download of many gigabytes, not after it."""
+    alike = [
+        one
+        for one in known
+        if one.family == model.family and one.kind == model.kind and one.uses and one.mirrors
+    ]
+    instead = f"take {(alike[0].aliases or (alike[0].name,))[0]}; " if alike else ""
+    return UserError(
+        f"{model.name} is not opened here: {model.about}.",
+        fix=f"{instead}`fastsd models download {model.name}` fetches it for other programs.",
+    )
 
 
 def _exists(path: Path) -> bool:

@@ -265,6 +265,17 @@ def test_a_vae_is_no_base_model():
         base_model("sd-vae-ft-mse")
 
 
+def test_what_is_known_but_not_opened_here_is_refused_before_its_download():
+    with pytest.raises(UserError, match="flux1-dev-fp8 is not opened here") as error:
+        base_model("flux-dev-fp8")
+    assert (
+        error.value.fix == "take flux; `fastsd models download flux1-dev-fp8` fetches it for other programs."
+    )
+    with pytest.raises(UserError, match="instruct-pix2pix is not opened here") as error:
+        base_model("ip2p")
+    assert error.value.fix.startswith("take 1.5; ")
+
+
 def test_a_name_longer_than_any_file_is_unknown_and_no_crash():
     with pytest.raises(UserError, match="No model"):
         base_model("x" * 5000)
