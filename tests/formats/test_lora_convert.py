@@ -72,7 +72,7 @@ def sd1_lora() -> Tensors:
         | pair(f"{UNET}transformer_blocks_0_attn1_to_out_0", 32, 32, alpha=3.0)
         | pair(f"{UNET}proj_in", 32, 32, kernel=1)
         | pair("lora_unet_down_blocks_0_resnets_0_conv1", 32, 32, kernel=3)
-        | pair("lora_unet_conv_in", 32, 4, kernel=3)
+        | pair("lora_unet_conv_in", 32, 4, alpha=7.0, kernel=3)
         | pair(f"{CLIP}0_self_attn_q_proj", 128, 128)
         | pair(f"{CLIP}1_mlp_fc1", 256, 128, rank=2, alpha=0.5)
     )
@@ -104,7 +104,11 @@ def test_diffusers_merges_what_the_numbers_say(
 
     if naming == "kohya":  # diffusers 0.42 loses CLIP's attention and alphas that differ under these names
         usual = {name.rpartition(".lora_")[0] for name, one in sd1_lora.items() if one.shape[:1] == (4,)}
-        usual -= {f"{CLIP}0_self_attn_q_proj", f"{UNET}transformer_blocks_0_attn1_to_out_0"}
+        usual -= {
+            f"{CLIP}0_self_attn_q_proj",
+            f"{UNET}transformer_blocks_0_attn1_to_out_0",
+            "lora_unet_conv_in",
+        }
         sd1_lora = {n: v for n, v in sd1_lora.items() if n.partition(".")[0] in usual} | pair(
             f"{CLIP}1_mlp_fc1", 256, 128
         )
@@ -130,6 +134,18 @@ def test_diffusers_merges_what_the_numbers_say(
                 changed.add(key)
             assert torch.allclose(now, wanted, atol=1e-4), name
     assert changed == {name.partition(".")[0] for name in sd1_lora}
+
+
+def test_the_engine_finds_every_alpha(tmp_path: Path, sd1_lora: Tensors) -> None:
+    """What draws here reads both namings to the same scales."""
+    from fastsd_lib.generation.network_files import read_network
+
+    peft, back = there_and_back(tmp_path, sd1_lora)
+    found = {key: module.alpha for key, module in read_network(peft).modules.items()}
+    assert found == {
+        name.removesuffix(".alpha"): float(sd1_lora[name]) for name in sd1_lora if ".alpha" in name
+    }
+    assert read_network(back).modules.keys() == found.keys()
 
 
 def test_peft_alone_makes_the_adapter_of_the_files_own_settings(tmp_path: Path, sd1_lora: Tensors) -> None:
