@@ -12,7 +12,7 @@ from fastsd_lib.cli_words import Parser, add_root, command, console_progress, sh
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.text import escaped
 from fastsd_lib.workflows import models
-from fastsd_lib.workflows.model_rows import ModelRow, size_words
+from fastsd_lib.workflows.model_rows import ModelRow, prediction_of, size_words
 
 
 def add_identify(known: Any) -> None:
@@ -106,7 +106,9 @@ def _all_facts(path: Path) -> dict[str, Any]:
     from fastsd_lib.models.identify import describe
 
     found = describe(path)
-    facts = {**dataclasses.asdict(found), "needs": found.needs}
+    facts = {**dataclasses.asdict(found), "needs": found.needs, "prediction": prediction_of(found)}
+    if facts["prediction"]:  # the header may not say it, and is not the last word
+        facts["unknown"] = tuple(one for one in found.unknown if not one.startswith("prediction"))
     return {"path": str(facts.pop("path")), **facts.pop("kind"), **facts}
 
 

@@ -111,6 +111,21 @@ def test_one_file_is_told_fact_by_fact(fastsd):
     )
 
 
+@pytest.mark.parametrize(("spread", "said"), [(0.02, "epsilon"), (0.2, "v_prediction")])
+def test_what_a_bare_sd2_file_predicts_is_told_by_its_telling_weight(fastsd, tmp_path, spread, said):
+    bias = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    arrays = {
+        "model.diffusion_model.input_blocks.0.0.weight": numpy.zeros((320, 4, 3, 3), "float16"),
+        "cond_stage_model.model.ln_final.bias": numpy.zeros(1024, "float16"),
+        "first_stage_model.decoder.conv_in.weight": numpy.zeros((512, 4, 3, 3), "float16"),
+        bias: (numpy.random.default_rng(1).standard_normal(320) * spread).astype("float16"),
+    }
+    safetensors.numpy.save_file(arrays, tmp_path / "2.safetensors")
+    value = fastsd("identify", tmp_path / "2.safetensors", "--json")
+    assert (value["family"], value["prediction"], value["unknown"]) == ("sd2", said, [])
+    assert ("v-prediction" in fastsd("identify", tmp_path)) == (said == "v_prediction")
+
+
 def test_several_files_are_a_table_and_a_folder_is_all_that_is_in_it(fastsd):
     told = fastsd("identify", LORA, CONTROL, EMBEDDED_FOLDER)
     assert [line.split()[0] for line in told.splitlines()] == ["kind", "LoRA", "controlnet", "checkpoint"]

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk
 from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
+
+if TYPE_CHECKING:
+    from fastsd_lib.models.identify import Description
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 STAGING = ".downloads"  # below models/: what is on its way
@@ -119,7 +122,7 @@ def row_of(path: Path) -> ModelRow:
         kind.variant,
         kind.naming,
         next(iter(found.dtypes), ""),
-        found.prediction,
+        prediction_of(found),
         kind.ema,
         found.tensors,
         found.size_bytes,
@@ -128,6 +131,23 @@ def row_of(path: Path) -> ModelRow:
         found.needs,
         found.trigger_words,
     )
+
+
+def prediction_of(found: Description) -> str:
+    """What a model predicts: as its header says, or by the one small weight that tells SD 2.x models apart."""
+    from fastsd_lib.models.identify import measured_prediction
+
+    if (
+        found.prediction
+        or found.kind.family != "sd2"
+        or found.layout != "single_file"
+        or found.kind.kind not in _MODELS
+    ):
+        return found.prediction
+    try:
+        return measured_prediction(found.path)
+    except (OSError, UserError):
+        return ""
 
 
 def lying_there(root: Path, report: Report = silent, *, everything: bool = False) -> list[ModelRow]:
