@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 import struct
 from collections import Counter
@@ -17,7 +15,7 @@ from fastsd_lib.core.model_files import Family, Layout, ModelFiles
 from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, Tensor, TensorFile, read_tensor_file
 from fastsd_lib.core.text import escaped
-from fastsd_lib.models import folders
+from fastsd_lib.models import folders, said
 from fastsd_lib.models.gguf import refuse_gguf
 from fastsd_lib.models.kinds import USES, Kind, foreign_model, kind_of
 
@@ -28,12 +26,6 @@ DRAWN_WITH = (
     "inpainting",
     "instruct-pix2pix",
 )  # of USES, what `identify` takes for a whole model
-_SAID = {
-    "v": "v_prediction", "v_prediction": "v_prediction", "velocity": "v_prediction",
-    "epsilon": "epsilon", "eps": "epsilon",
-}  # fmt: skip
-_PARAMETERIZATION = re.compile(r"^\s*parameterization:\s*[\"']?(v|eps)\b", re.MULTILINE)
-MAX_YAML_BYTES = 1 << 20
 # The 320 numbers by which SD 2.x models of the two sorts differ (facts: a finding of ComfyUI's).
 TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 VELOCITY_SPREAD = 0.09
@@ -112,7 +104,7 @@ def describe(path: Path) -> Description:
     kind = kind_of(file.tensors, file.metadata)
     if kind is None:
         raise _not_a_model(path, file)
-    prediction = _prediction(file, kind, path)
+    prediction = said.prediction(file, kind, path)
     return Description(
         path,
         kind,
@@ -122,9 +114,9 @@ def describe(path: Path) -> Description:
         path.stat().st_size,
         file.metadata.get("modelspec.title", "") or file.metadata.get("ss_output_name", ""),
         prediction,
-        _trigger_words(file.metadata),
+        said.trigger_words(file.metadata),
         file.metadata,
-        _unknown(kind, prediction),
+        said.unknown(kind, prediction),
     )
 
 
@@ -163,81 +155,12 @@ def measured_prediction(path: Path) -> str:
     return "v_prediction" if statistics.pstdev(numbers) > VELOCITY_SPREAD else "epsilon"
 
 
-# ------------------------------------------------------------------ what a file says beside its shapes
-
-
 def dtypes_of(tensors: Iterable[Tensor]) -> dict[str, int]:
     """Type -> bytes in it, the most first."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.dtype] += prod(tensor.shape) * BYTES_PER_VALUE.get(tensor.dtype, 1)
     return dict(sizes.most_common())
-
-
-def _prediction(file: TensorFile | PickleHeader, kind: Kind, path: Path) -> str:
-    if kind.family in ("sd3", "flux") and kind.kind in ("checkpoint", "transformer"):
-        return "flow"
-    if kind.kind not in ("checkpoint", "unet"):
-        return _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "")
-    if "v_pred" in kind.marks or "edm" in kind.marks:
-        return "v_prediction" if "v_pred" in kind.marks else "edm"
-    said = _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "") or _said_beside(path)
-    architecture = file.metadata.get("modelspec.architecture", "")
-    by_name = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
-    said = said or by_name.get(architecture.partition("/")[0], "")
-    if said or (kind.family == "sd2" and kind.variant in ("", "unCLIP")):
-        return said
-    # Every other program takes an unmarked file of these families for one that predicts noise.
-    return "v_prediction" if kind.variant == "upscaling" else "epsilon"
-
-
-def _said_beside(path: Path) -> str:
-    """What the .yaml of the same name says, which A1111 and Forge read before anything else."""
-    beside = path.with_suffix(".yaml")
-    try:
-        if not beside.is_file() or beside.stat().st_size > MAX_YAML_BYTES:
-            return ""
-        found = _PARAMETERIZATION.search(beside.read_text("utf-8", errors="replace"))
-    except OSError:
-        return ""
-    return _SAID[found[1]] if found else ""
-
-
-def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    phrase = metadata.get("modelspec.trigger_phrase") or metadata.get("activation text") or ""
-    words = [word.strip() for word in phrase.split(",")]
-    if not phrase and "ss_tag_frequency" in metadata:
-        words = _folder_words(metadata["ss_tag_frequency"])
-    return tuple(dict.fromkeys(escaped(word[:80]) for word in words if word))
-
-
-def _folder_words(tag_frequency: str) -> list[str]:
-    """kohya's programs name the photos' folders by repeats and words: "10_zwx person"."""
-    try:
-        named = json.loads(tag_frequency[:MAX_YAML_BYTES])
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(named, dict):
-        return []
-    found = [re.fullmatch(r"\d+_(.+)", str(name)) for name in named]
-    return [match[1] for match in found if match]
-
-
-def _unknown(kind: Kind, prediction: str) -> tuple[str, ...]:
-    said = []
-    if (
-        not kind.fits
-        and kind.kind not in ("upscaler", "text-encoder", "image-encoder")
-        and "TAESD" not in kind.variant
-    ):
-        said.append("which base model it belongs to")
-    if len(kind.fits) > 1:
-        said.append("for which of its families it was trained: they differ in numbers alone")
-    if not prediction and kind.kind in ("checkpoint", "unet"):
-        said.append("prediction: not in the header; a .yaml beside the file or its weights would tell")
-    if kind.kind in ("checkpoint", "transformer") and kind.variant == "depth or canny":
-        said.append("whether it is shown depth or edges: both have the same shapes")
-    return tuple(said)
 
 
 # ------------------------------------------------------------------ whole models
@@ -321,7 +244,7 @@ def _describe_folder(folder: Path) -> Description:
         len(seen.tensors),
         seen.size_bytes,
         prediction=seen.prediction,
-        trigger_words=_trigger_words(seen.metadata),
+        trigger_words=said.trigger_words(seen.metadata),
         metadata=seen.metadata,
-        unknown=_unknown(seen.kind, seen.prediction),
+        unknown=said.unknown(seen.kind, seen.prediction),
     )
