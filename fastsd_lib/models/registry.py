@@ -185,9 +185,10 @@ def _none_gave(model: KnownModel | KnownControl, problems: list[tuple[str, UserE
     """The one reason there is; of several all, and the way out of the first."""
     if len(problems) == 1:
         return problems[0][1]
-    reasons = "".join(f"\n  - {shown_source(source)}: {error.message}" for source, error in problems)
+    reasons = " ".join(f"{number}. {shown_source(source)}: {error.message}"
+                       for number, (source, error) in enumerate(problems, 1))  # fmt: skip
     return UserError(
-        f"None of the {len(problems)} sources gave {model.name}:{reasons}", fix=problems[0][1].fix
+        f"None of the {len(problems)} sources gave {model.name}: {reasons}", fix=problems[0][1].fix
     )
 
 

@@ -168,8 +168,9 @@ def test_a_source_that_is_gone_is_passed_over_for_the_next(hub, tmp_path):
 def test_when_no_source_gives_the_model_the_reasons_stand_in_one_message(hub, tmp_path):
     with pytest.raises(UserError, match="None of the 2 sources gave tiny:") as error:
         fetched(known("hf:org/gone", "hf:org/lost@fp16"), hub, tmp_path)
-    assert "- org/gone: Hugging Face has no public model org/gone." in error.value.message
-    assert "- org/lost: Hugging Face has no public model org/lost." in error.value.message
+    assert " 1. org/gone: Hugging Face has no public model org/gone." in error.value.message
+    assert " 2. org/lost: Hugging Face has no public model org/lost." in error.value.message
+    assert "\n" not in error.value.message  # the command line promises two lines, the way out included
     with pytest.raises(UserError, match=r"^Hugging Face has no public model org/gone\."):
         fetched(known("hf:org/gone"), hub, tmp_path)
 
