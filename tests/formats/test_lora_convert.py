@@ -402,6 +402,21 @@ def test_separate_adapters_stand_on_the_diagonal_and_come_back(
             assert said["transformer.alpha_pattern"].get(path, said["transformer.lora_alpha"]) == rank
 
 
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_zeros_on_one_side_of_the_diagonal_are_not_enough(tmp_path: Path, side: str) -> None:
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = fused(key, 96, 32) | pair("lora_unet_single_blocks_0_linear2", 32, 160)
+    blocks = torch.ones(3, 3).tril() if side == "above" else torch.ones(3, 3).triu()
+    tensors[f"{key}.lora_up.weight"] *= blocks.repeat_interleave(32, 0).repeat_interleave(2, 1).half()
+    peft, back = there_and_back(tmp_path, tensors)
+    assert same(load_file(back), tensors)
+    found = load_file(peft)
+    for number, letter in enumerate("qkv"):
+        path = f"transformer.transformer_blocks.0.attn.to_{letter}"
+        product = found[f"{path}.lora_B.weight"].float() @ found[f"{path}.lora_A.weight"].float()
+        assert torch.allclose(product * 0.5, change(tensors, key)[32 * number : 32 * number + 32], atol=1e-5)
+
+
 def test_sd3_layers_have_their_names_and_the_last_text_block_its_order(tmp_path: Path) -> None:
     width = 32
     tensors = (
