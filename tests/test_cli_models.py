@@ -304,3 +304,11 @@ def test_the_commands_at_the_head_of_docs_models_md_work_as_they_stand(fastsd, t
     for words in commands:
         assert fastsd(*words).strip()
     assert {"tiny.safetensors", "tiny.ckpt", "tiny-folder"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_yaml_of_docs_models_md_is_read_as_it_stands(fastsd, tmp_path):
+    text = (REPOSITORY / "docs/models.md").read_text("utf-8")
+    (tmp_path / "Fast-Dreambooth").mkdir()
+    (tmp_path / "Fast-Dreambooth/models.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    value = fastsd("models", "info", "mine", "--root", tmp_path, "--json")
+    assert (value["name"], value["family"], len(value["mirrors"])) == ("my-style", "sdxl", 2)
