@@ -32,6 +32,19 @@ CARRIED = (
     *(f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES),
     "fastsd.json",  # how the model likes to be asked: guidance scale, steps
 )
+# What whoever reads a config counts on, by its folder: entries that must be there, and what the others must be if they are.
+_WIDTHS = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
+_NEEDED: dict[str, dict[str, type]] = {"unet": _WIDTHS, "vae": {"block_out_channels": int}}
+_KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "unet": {"in_channels": (int,), "out_channels": (int,), "cross_attention_dim": (int, list),
+             "attention_head_dim": (int, list), "layers_per_block": (int, list)},
+    "vae": {"scaling_factor": (int, float), "latent_channels": (int,), "layers_per_block": (int,)},
+    "text_encoder": {"num_hidden_layers": (int,)},
+    "text_encoder_2": {"num_hidden_layers": (int,)},
+    "scheduler": {"prediction_type": (str,)},
+    "model_index.json": {"_class_name": (str,)},
+}  # fmt: skip
+MOST_LEVELS, MOST_LAYERS = 16, 256  # of any model; more would only keep a reader busy
 
 
 def read_configs(folder: Path) -> dict[str, str]:
@@ -45,6 +58,11 @@ def read_configs(folder: Path) -> dict[str, str]:
                 fix="name the folder that holds model_index.json, unet/, vae/ and text_encoder/.",
             )
         read_json(folder / name)  # says the line when it is damaged
+    for name in texts:
+        if not _is_config(name, read_json(folder / name) if name.endswith(".json") else {}):
+            raise UserError(
+                f"{folder / name} is no config of such a model.", fix="take the model's own config file."
+            )
     for tokenizer in ("tokenizer", "tokenizer_2"):
         if f"{tokenizer}/vocab.json" in texts and f"{tokenizer}/merges.txt" in texts:
             texts.pop(f"{tokenizer}/tokenizer.json", None)  # the same vocabulary a second time
@@ -76,8 +94,11 @@ def unpack(packed: str, origin: Path) -> dict[str, str]:
         values = json.loads(packed)
         configs = {name: _text(name, values[name]) for name in CARRIED if name in values}
         needed = [*MODEL_CONFIGS, next((name for name in TEXT_CONFIGS if name in configs), TEXT_CONFIGS[0])]
-        shapes_known = all(isinstance(json.loads(configs[name]), dict) for name in needed)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        shapes_known = all(name in configs for name in needed) and all(
+            _is_config(name, json.loads(text) if name.endswith(".json") else {})
+            for name, text in configs.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         shapes_known = False
     if not shapes_known:
         raise UserError(
@@ -85,6 +106,26 @@ def unpack(packed: str, origin: Path) -> dict[str, str]:
             fix="export the file again from its Diffusers folder.",
         )
     return configs
+
+
+def _is_config(name: str, value: Any) -> bool:
+    """Whether a config has the lists and numbers that readers count on; `name`: its path in the folder."""
+    part = name.partition("/")[0]
+    if not isinstance(value, dict):
+        return False
+    for key, kinds in _KINDS.get(part, {}).items():
+        one = value.get(key)
+        if one is not None and not isinstance(one, kinds):
+            return False
+        if key.endswith(("layers_per_block", "hidden_layers")) and isinstance(one, int) and one > MOST_LAYERS:
+            return False
+    lists = [(value.get(key), kind) for key, kind in _NEEDED.get(part, {}).items()]
+    return all(
+        isinstance(one, list)
+        and 0 < len(one) <= MOST_LEVELS
+        and all(type(item) is kind and item for item in one)
+        for one, kind in lists
+    )
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -173,7 +173,7 @@ model:
         use_spatial_transformer: true
         use_linear_in_transformer: {str(bool(unet.get("use_linear_projection"))).lower()}
         transformer_depth: 1
-        context_dim: {unet["cross_attention_dim"]}
+        context_dim: {unet.get("cross_attention_dim", 1280)}
         use_checkpoint: false
         use_fp16: {str(kind == "sd2").lower()}
         legacy: false

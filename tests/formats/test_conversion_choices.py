@@ -354,6 +354,38 @@ def test_numbers_survive_a_folder_in_another_dtype(models, tmp_path):
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
 
 
+@pytest.mark.parametrize(
+    ("config", "entries"),
+    [
+        ("unet/config.json", {"block_out_channels": "wide"}),
+        ("unet/config.json", {"block_out_channels": [0, 64]}),
+        ("unet/config.json", {"down_block_types": None}),
+        ("unet/config.json", {"layers_per_block": 10**12}),
+        ("unet/config.json", {"in_channels": [4]}),
+        ("vae/config.json", {"block_out_channels": list(range(1, 99))}),
+        ("vae/config.json", {"scaling_factor": "large"}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**12}),
+        ("scheduler/scheduler_config.json", {"prediction_type": 7}),
+        ("model_index.json", []),
+    ],
+)
+def test_configs_that_are_none_are_named_wherever_they_come_from(models, tmp_path, config, entries):
+    folder = tmp_path / "folder"
+    shutil.copytree(models["sd1"], folder)
+    good = convert_model(folder, tmp_path / "good.safetensors", BARE).path
+    carried = json.loads(metadata(good)["fastsd.configs"])
+    carried[config] = carried[config] | entries if isinstance(entries, dict) else entries
+    (folder / config).write_text(json.dumps(carried[config]))
+    save_file(load_file(good), tmp_path / "bad.safetensors", {"fastsd.configs": json.dumps(carried)})
+    with pytest.raises(UserError, match=config) as error:
+        convert_model(folder, tmp_path / "m.safetensors")
+    assert "own config file" in error.value.fix
+    for target in ("m.ckpt", "out"):
+        with pytest.raises(UserError, match=r"The configs inside .*bad\.safetensors are damaged"):
+            convert_model(tmp_path / "bad.safetensors", tmp_path / target)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "good.safetensors", "bad.safetensors"}
+
+
 # ------------------------------------------------------------------ what else the U-Net is shown
 
 
