@@ -301,7 +301,7 @@ def load_pipeline_engine(model: ModelFiles, device: torch.device, dtype: torch.d
     if model.layout != "diffusers":
         raise UserError(
             f"{model.path} is a {model.family} model in a single file, which is not opened here.",
-            fix="take the model as a Diffusers folder (with model_index.json).",
+            fix=f"make a Diffusers folder of it: python3 -m fastsd_lib convert {model.path.name} {model.path.stem}",
         )
     kind = getattr(diffusers, KINDS[model.family].text_to_image)
     try:
