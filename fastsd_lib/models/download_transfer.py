@@ -31,7 +31,7 @@ from fastsd_lib.models.download_part import Part
 if TYPE_CHECKING:
     from fastsd_lib.models.downloading import DownloadRules, Source
 
-READ_BYTES = 256 << 10
+READ_BYTES = 1 << 20  # at most; smaller ones cost time, more so with several connections
 HEAD_BYTES = 512  # enough to tell a web page from a model
 _OPEN_IT = "open the address in your browser, sign in or accept there what it asks, and take the link of the file itself."
 
