@@ -74,6 +74,7 @@ def convert_model(
     if (source / TRANSFORMER).is_file() or is_transformer_folder(source):
         return _transformer_folder(source, target, choices, report)
     if source.is_dir():
+        _refuse_averages(source, choices)
         opened = model_source.open_folder(source)
     else:
         file = open_weights(source)
@@ -221,5 +222,6 @@ def _transformer_family(names: Iterable[str]) -> Family:
 def _refuse_averages(source: Path, choices: ConversionChoices) -> None:
     if choices.ema == "use":
         raise UserError(
-            f"{source} is an SD3 or Flux model, which has no averaged weights.", fix="convert it without."
+            f"{source} has no averaged (EMA) weights; single files of SD 1.x and 2.x may.",
+            fix="leave --ema out: its weights are the only ones.",
         )

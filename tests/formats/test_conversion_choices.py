@@ -97,9 +97,12 @@ def test_averaged_weights_can_become_a_folder(averaged, models, tmp_path):
     assert all(torch.equal(used[name], one + 1) for name, one in unet_of(models["sd2"]).items())
 
 
-def test_averaged_weights_that_are_not_there_or_not_whole_are_refused(averaged, files, tmp_path):
+def test_averaged_weights_that_are_not_there_or_not_whole_are_refused(averaged, files, models, tmp_path):
     with pytest.raises(UserError, match=r"holds no averaged") as error:
         convert_model(files["sd2"], tmp_path / "m.safetensors", ConversionChoices(ema="use"))
+    assert "leave --ema out" in error.value.fix
+    with pytest.raises(UserError, match="has no averaged") as error:
+        convert_model(models["sd2"], tmp_path / "m.safetensors", ConversionChoices(ema="use"))
     assert "leave --ema out" in error.value.fix
     with pytest.raises(UserError, match=r"one place for the U-Net's weights") as error:
         convert_model(averaged, tmp_path / "folder", ConversionChoices(ema="keep"))
