@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.core.tensor_file import Tensor
 
 Tensors = Mapping[str, Tensor]
 
-FAMILY_WORDS = {
-    "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl_refiner": "SDXL refiner", "sd3": "SD 3", "flux": "Flux",
-}  # fmt: skip
 KIND_WORDS = {
     "checkpoint": "a whole model",
     "unet": "a U-Net alone",
@@ -45,7 +43,7 @@ class Kind:
     """What a file is. An empty text: it cannot be told from names and shapes."""
 
     kind: str  # one of KIND_WORDS
-    family: str = ""  # one of FAMILY_WORDS: the base model that it is or needs
+    family: str = ""  # one of FAMILY_NAMES: the base model that it is or needs
     variant: str = ""  # "inpainting", "dev", "3.5 large", "LoHa", "union" ...
     naming: str = ""  # whose names: "kohya", "peft", "diffusers", "original"
     ema: bool = False  # averaged weights stand beside the others
@@ -71,7 +69,7 @@ class Kind:
         """What must come from elsewhere before it can draw, in words; "" when nothing has to."""
         if self.whole or self.kind == "upscaler":
             return ""
-        families = " or ".join(FAMILY_WORDS[one] for one in self.fits)
+        families = " or ".join(FAMILY_NAMES[one] for one in self.fits)
         if self.kind in ("unet", "transformer", "checkpoint"):
             encoders = "text encoder" if self.family in ("sd1", "sd2", "sdxl_refiner") else "text encoders"
             missing = [] if TEXT_INSIDE in self.marks else [f"the {encoders}"]

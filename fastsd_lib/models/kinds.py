@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fastsd_lib.models import kinds_addons, kinds_models
-from fastsd_lib.models.kind import BASE_BY_TEXT_WIDTH, FAMILY_WORDS, KIND_WORDS, USES, Kind, Seen, Tensors
+from fastsd_lib.models.kind import BASE_BY_TEXT_WIDTH, KIND_WORDS, USES, Kind, Seen, Tensors
 
 __all__ = [
-    "BASE_BY_TEXT_WIDTH", "FAMILY_WORDS", "KIND_WORDS", "RULES", "USES", "Kind", "foreign_model", "kind_of",
+    "BASE_BY_TEXT_WIDTH", "KIND_WORDS", "RULES", "USES", "Kind", "foreign_model", "kind_of",
 ]  # fmt: skip
 
 # Add-ons first: they look like parts of whole models.
