@@ -109,7 +109,9 @@ def _adapter_alphas(metadata: Mapping[str, str]) -> Callable[[str], float | None
         patterns = settings.get(f"{prefix}alpha_pattern")
         if isinstance(patterns, dict):
             for pattern, value in patterns.items():
-                if key.endswith(str(pattern).removeprefix("^").replace(".", "_")) and isinstance(value, int | float):
+                if key.endswith(str(pattern).removeprefix("^").replace(".", "_")) and isinstance(
+                    value, int | float
+                ):
                     return float(value)
         value = settings.get(f"{prefix}lora_alpha")
         return float(value) if isinstance(value, int | float) else None

@@ -74,7 +74,9 @@ def test_killed_at_different_steps_it_ends_with_the_same_bits(way, runs, data, w
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ctrl_c_saves_the_step_that_it_comes_in_and_the_run_ends_with_the_same_bits(way, runs, data, whole, tmp_path):
+def test_ctrl_c_saves_the_step_that_it_comes_in_and_the_run_ends_with_the_same_bits(
+    way, runs, data, whole, tmp_path
+):
     config = base_config(data, **WAYS[way], save_every_steps=0)
     expected = whole(f"{way}, saved by epoch", config)
     for step in (3, 5, 7):  # of 5 in an epoch
