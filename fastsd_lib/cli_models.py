@@ -46,7 +46,11 @@ def add_convert(known: Any) -> None:
         metavar="FOLDER",
         help="a Diffusers folder of the same shape, for models not known here",
     )
-    parser.add_argument("--no-hash", action="store_true", help="leave the hash out of the metadata")
+    parser.add_argument(
+        "--hash",
+        action="store_true",
+        help="put a SHA-256 of all weights into the metadata (takes as long again)",
+    )
 
 
 def add_models(known: Any) -> None:
@@ -150,7 +154,7 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
         ema=options.ema,
         naming=options.naming,
         config_from=options.config_from,
-        sha256=not options.no_hash,
+        sha256=options.hash,
         report=console_progress(options),
     )
     notes = [escaped(note) for note in made.notes]

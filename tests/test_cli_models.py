@@ -173,11 +173,11 @@ def test_a_ckpt_is_written_that_torch_opens_without_running_anything(fastsd, exp
     assert all((state[name].numpy() == value).all() for name, value in before.items())
 
 
-def test_the_hash_is_in_the_metadata_unless_it_is_left_out(fastsd, exported, tmp_path):
-    fastsd("convert", EMBEDDED_FOLDER, tmp_path / "bare.safetensors", "--no-hash")
+def test_a_hash_is_in_the_metadata_where_it_is_asked_for(fastsd, exported, tmp_path):
+    fastsd("convert", EMBEDDED_FOLDER, tmp_path / "hashed.safetensors", "--hash")
     with (
-        safetensors.safe_open(exported, "np") as with_hash,
-        safetensors.safe_open(tmp_path / "bare.safetensors", "np") as without,
+        safetensors.safe_open(tmp_path / "hashed.safetensors", "np") as with_hash,
+        safetensors.safe_open(exported, "np") as without,
     ):
         assert with_hash.metadata()["modelspec.hash_sha256"].startswith("0x")
         assert "modelspec.hash_sha256" not in without.metadata()

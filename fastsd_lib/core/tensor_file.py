@@ -18,6 +18,8 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 
+#: Readers map the data and compute with it as it lies: at these places as fast, and to the same bit, as in memory.
+ALIGNED_BYTES = 64
 MAX_HEADER_BYTES = 25_000_000  # the largest models have one megabyte; some carry a picture in it
 MAX_ENTRIES = 1_000_000  # brackets in the header: each can cost a hundred times its byte
 MAX_SIDES = 64  # of a tensor
@@ -201,7 +203,7 @@ def header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> b
         }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # readers map the data, which wants to be aligned
+    text += b" " * (-(8 + len(text)) % ALIGNED_BYTES)
     return struct.pack("<Q", len(text)) + text
 
 

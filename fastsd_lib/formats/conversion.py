@@ -53,7 +53,9 @@ class ConversionChoices:
     config_from: Path | None = None  # Diffusers folder that lends configs and tokenizer to a bare file
     metadata: Mapping[str, Any] = field(default_factory=dict)  # joins the header: recipe, author, licence
     naming: Literal["auto", "original", "diffusers", "kohya", "peft"] = "auto"  # of what is no whole model
-    sha256: bool = True  # modelspec.hash_sha256 over all weights, in the header of a .safetensors
+    sha256: bool = (
+        False  # modelspec.hash_sha256 over all weights in a .safetensors: takes longer than copying them
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fastsd_lib.core.errors import UserError
@@ -55,18 +56,28 @@ def write_folder(
 
     `configs`: path in the folder -> text. `extras`: what only single files hold, kept in a file of their own.
     """
+    with new_folder(target, [*extras, *(tensor for one in parts.values() for tensor in one)]) as scratch:
+        _write_configs(scratch, configs, parts)
+        files = {f"{part}/{STEMS.get(part, 'model')}.safetensors": one for part, one in parts.items()}
+        for name, tensors in (files | ({EXTRAS_FILE: extras} if extras else {})).items():
+            with atomic_path(scratch / name) as file:
+                write_and_verify(file, target / name, tensors, {"format": "pt"}, report)
+
+
+@contextmanager
+def new_folder(target: Path, tensors: Iterable[NewTensor]) -> Iterator[Path]:
+    """A scratch folder for what `tensors` need, which becomes `target` only if the block succeeds.
+
+    UserError when `target` holds something, or the disk has not enough room.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already.", fix="name a new folder, or remove the old one first.")
     with plain_disk_errors(f"write {target.name}"):
-        require_space(target.parent, [*extras, *(tensor for one in parts.values() for tensor in one)])
+        require_space(target.parent, tensors)
         remove_leftovers(target)
         scratch = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
         try:
-            _write_configs(scratch, configs, parts)
-            files = {f"{part}/{STEMS.get(part, 'model')}.safetensors": one for part, one in parts.items()}
-            for name, tensors in (files | ({EXTRAS_FILE: extras} if extras else {})).items():
-                with atomic_path(scratch / name) as file:
-                    write_and_verify(file, target / name, tensors, {"format": "pt"}, report)
+            yield scratch
             if target.exists():
                 target.rmdir()  # empty: checked above
             os.replace(scratch, target)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import atomic_path, fsync_path, plain_disk_errors, write_text
+from fastsd_lib.core.files import atomic_path, write_text
 from fastsd_lib.core.progress import Report
 from fastsd_lib.core.tensor_file import NewTensor
-from fastsd_lib.formats.model_writing import is_file_name, require_space, write_file
+from fastsd_lib.formats.model_writing import is_file_name, new_folder, write_file
 from fastsd_lib.formats.writing import write_and_verify
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,19 +47,8 @@ def write_part(
     if is_file_name(target):
         write_file(target, list(tensors), {"format": "pt", **header}, report, sha256=True)
         return target
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already.", fix="name a new folder, or remove the old one first.")
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with plain_disk_errors(f"write {target.name}"):
-        require_space(target.parent, tensors)
-        try:
-            write_text(scratch / "config.json", json.dumps(dict(config), indent=2) + "\n")
-            with atomic_path(scratch / WEIGHTS) as file:
-                write_and_verify(file, target / WEIGHTS, list(tensors), {"format": "pt", **header}, report)
-            if target.exists():
-                target.rmdir()  # empty: checked above
-            os.replace(scratch, target)
-            fsync_path(target.parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with new_folder(target, tensors) as scratch:
+        write_text(scratch / "config.json", json.dumps(dict(config), indent=2) + "\n")
+        with atomic_path(scratch / WEIGHTS) as file:
+            write_and_verify(file, target / WEIGHTS, list(tensors), {"format": "pt", **header}, report)
     return target

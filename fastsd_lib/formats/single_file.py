@@ -37,7 +37,9 @@ def export_single_file(
             fix="name a folder that holds model_index.json.",
         )
     _refuse_other_suffixes(out)
-    made = convert_model(model.path, out, ConversionChoices(dtype, metadata=metadata or {}), report)  # type: ignore[arg-type]
+    made = convert_model(
+        model.path, out, ConversionChoices(dtype, metadata=metadata or {}, sha256=True), report
+    )  # type: ignore[arg-type]
     return ModelFiles(made.family, made.layout, made.path)
 
 

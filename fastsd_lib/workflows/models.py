@@ -60,7 +60,7 @@ def convert(
     ema: str = "drop",
     naming: str = "auto",
     config_from: str | Path = "",
-    sha256: bool = True,
+    sha256: bool = False,
     report: Report = silent,
 ) -> Converted:
     """Any model file into another form; the form is told by `target`'s name: a folder, .safetensors or .ckpt.

@@ -249,7 +249,7 @@ def test_the_header_says_what_the_model_is_and_keeps_what_was_said(
 ):
     recipe = {"unet_steps": 5}
     choices = ConversionChoices(
-        metadata={"fastsd.recipe": recipe, "modelspec.author": "Ann", "note": "hello"}
+        metadata={"fastsd.recipe": recipe, "modelspec.author": "Ann", "note": "hello"}, sha256=True
     )
     made = convert_model(models[name], tmp_path / "my-cat.safetensors", choices)
     said = metadata(made.path)
@@ -257,7 +257,7 @@ def test_the_header_says_what_the_model_is_and_keeps_what_was_said(
     assert (said["modelspec.architecture"], said["modelspec.prediction_type"]) == (architecture, prediction)
     assert re.fullmatch(r"\d+x\d+", said["modelspec.resolution"]) and said["modelspec.implementation"]
     assert re.fullmatch(r"0x[0-9a-f]{64}", said["modelspec.hash_sha256"])
-    again = convert_model(made.path, tmp_path / "again.safetensors", ConversionChoices("fp16"))
+    again = convert_model(made.path, tmp_path / "again.safetensors", ConversionChoices("fp16", sha256=True))
     kept = metadata(again.path)
     changed = {key for key in said if kept[key] != said[key]}
     assert changed == {"modelspec.hash_sha256"} and json.loads(kept["fastsd.recipe"]) == recipe
