@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import CHUNK_BYTES
+
+MADE_FROM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ class ByteRange:
                     raise cut_short(self.path)
                 left -= len(chunk)
                 yield chunk
+
+
+@dataclass(frozen=True)
+class Made:
+    """`size_bytes` bytes that are computed from those of `source`, at most MADE_FROM_BYTES of them."""
+
+    source: ByteRange
+    size_bytes: int
+    make: Callable[[memoryview], memoryview]  # called in a thread; its argument is only lent
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield self.make(memoryview(b"".join(self.source.chunks())))
 
 
 def cut_short(path: Path) -> UserError:

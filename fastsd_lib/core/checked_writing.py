@@ -1,45 +1,46 @@
 """A large file written and compared with what it was made of in one go, in constant memory.
 
-Three threads work behind one another on a few buffers: one reads, one writes, one reads the new file back while it is
-still in memory and compares it byte by byte. So checking costs hardly any time where two cores are free, and the whole
-takes about as long as `cp`. (The kernel's own copying, copy_file_range(2), is no faster: measured on ext4 it
-needs 1.5 times the processor time of write(2) wherever the bytes come to lie at another place within their pages, as
-they do behind another header; and the comparison would have to read the source once more.) A fourth thread takes the
-sha256 where one is asked for.
+Two threads work side by side, each on a block of its own from beginning to end: read it (or have it computed), write
+it, read it back while it is still in the processor's cache, compare it byte by byte. Nothing is handed from one to the
+other, so two free cores are busy all the time, and checking costs little more than the second look at the bytes.
+(The kernel's own copying, copy_file_range(2), is no faster: measured on ext4 it needs 1.5 times the processor time of
+write(2) wherever the bytes come to lie at another place within their pages, as they do behind another header; and the
+comparison would have to read the source once more.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from fastsd_lib.core.byte_range import ByteRange, cut_short
+from fastsd_lib.core.byte_range import MADE_FROM_BYTES, ByteRange, Made, cut_short
+from fastsd_lib.core.crc import joined_crc32
 
 BLOCK_BYTES = 512 << 10  # read and written at once
-_BLOCKS = 4  # buffers in all: they stay in the processor's cache
+_THREADS = 2
+_WAITING = 6  # blocks that are asked for and not done
 _COMPARED_BYTES = 128 << 10  # at once: both sides stay in the cache of one core
-_MADE_WAITING = 4  # pieces made in memory that wait for the writer
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes for one place of a new file: `content` itself, or where it lies."""
+    """Bytes for one place of a new file: `content` itself, where it lies, or what it is computed from."""
 
     owner: str  # the tensor that they belong to
     at: int
-    content: bytes | memoryview | ByteRange
+    content: bytes | memoryview | ByteRange | Made
 
     @property
     def size_bytes(self) -> int:
-        return self.content.size_bytes if isinstance(self.content, ByteRange) else len(self.content)
+        return self.content.size_bytes if isinstance(self.content, ByteRange | Made) else len(self.content)
 
 
 @dataclass
@@ -69,174 +70,146 @@ def write_checked(
     What is read back comes from the system's memory as a rule, not from the disk: this finds bytes that went wrong on
     their way, and disks and network drives that forget, not a disk that will forget later.
     """
-    written = Written()
-    digest = hashlib.sha256()
-    with path.open("r+b", buffering=0) as out, path.open("rb", buffering=0) as back:
-        free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        for _ in range(_BLOCKS):
-            free.put(bytearray(BLOCK_BYTES))
+    written, digest = Written(), hashlib.sha256()
+    waiting: deque[tuple[_Block, Future[int]]] = deque()
+    with ExitStack() as opened, ThreadPoolExecutor(_THREADS, thread_name_prefix="write") as workers:
+        writer = _Writer(path, checksums, opened)
 
-        def release(block: _Block) -> None:
-            if block.buffer is not None:
-                free.put(block.buffer)
+        def finish_one() -> None:
+            block, done = waiting.popleft()
+            crc = done.result()
+            if checksums:
+                before = written.checksums.get(block.owner, 0)
+                written.checksums[block.owner] = joined_crc32(before, crc, block.size_bytes)
+            if sha256:  # from the new file: the bytes are still in memory
+                for chunk in ByteRange(path, block.at, block.at + block.size_bytes).chunks():
+                    digest.update(chunk)
 
-        def write(block: _Block) -> None:
-            try:
-                out.seek(block.at)
-                left = block.data
-                while left:
-                    left = left[out.write(left) :]
-            except BaseException:
-                release(block)
-                raise
-            for lane in hashing:  # the place alone: what is made in memory does not wait for the hash
-                lane.put(ByteRange(path, block.at, block.at + len(block.data)))
-            check.put(block)
-
-        def compare(block: _Block) -> None:
-            try:
-                _compare(back, block, found, written.checksums if checksums else None)
-            finally:
-                release(block)
-
-        found = bytearray(_COMPARED_BYTES)
-        check = _Lane(compare, release)
-        hashing = [_Lane(lambda place: _hash(place, digest), lambda place: None)] if sha256 else []
-        lanes = [_Lane(write, release, _MADE_WAITING), check, *hashing]
-        try:
-            for block in _blocks(pieces, free, one_owner=checksums):
-                lanes[0].put(block)
-                if any(lane.error for lane in lanes):
-                    break
-            lanes[0].finish()
-            if sha256:  # the disk writes while the hash catches up
-                with suppress(OSError):
-                    os.fsync(out.fileno())
-            for lane in lanes:
-                lane.finish()
-        finally:
-            for lane in lanes:
-                lane.abandon()
-    for lane in lanes:
-        if lane.error:
-            raise lane.error
+        for block in _blocks(pieces, one_owner=checksums):
+            waiting.append((block, workers.submit(writer, block)))
+            if len(waiting) > _WAITING:
+                finish_one()
+        while waiting:
+            finish_one()
     written.sha256 = digest.hexdigest() if sha256 else ""
     return written
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Block:
-    """Bytes on their way to `at`; they lie in `buffer`, which wants to be used again, or on their own."""
+    """Neighbouring bytes on their way to `at`."""
 
     owner: str
     at: int
-    data: memoryview
-    buffer: bytearray | None = None
+    parts: list[memoryview | ByteRange | Made] = field(default_factory=list)
+    size_bytes: int = 0
 
 
-class _Lane:
-    """Works off a queue in a thread of its own; after a failure, or when abandoned, it only drops what comes."""
-
-    def __init__(self, work: Callable[[Any], None], drop: Callable[[Any], None], longest: int = 0) -> None:
-        self.error: BaseException | None = None
-        self._work, self._drop, self._given_up = work, drop, False
-        self._queue: queue.Queue[Any] = queue.Queue(longest)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def put(self, item: Any) -> None:
-        self._queue.put(item)
-
-    def finish(self) -> None:
-        """Wait until all that was put in is done."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def abandon(self) -> None:
-        """End soon, whatever waits."""
-        self._given_up = True
-        self.finish()
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self.error or self._given_up:
-                self._drop(item)
-                continue
-            try:
-                self._work(item)
-            except BaseException as error:  # raised again where the caller waits
-                self.error = error
-
-
-def _blocks(pieces: Iterable[Piece], free: queue.SimpleQueue[bytearray], one_owner: bool) -> Iterator[_Block]:
-    """Ranges read into buffers, small neighbours into one; what is made in memory as it comes.
+def _blocks(pieces: Iterable[Piece], one_owner: bool) -> Iterator[_Block]:
+    """Small neighbours in one block, large pieces in several; what is computed stands alone.
 
     `one_owner`: no block holds bytes of two owners, so that each has a checksum of its own.
     """
-    with ExitStack() as opened:
-        sources: dict[str, BinaryIO] = {}
-        buffer, used, at, owner = bytearray(), 0, 0, ""
-
-        def filled() -> Iterator[_Block]:
-            nonlocal used
-            if used:
-                yield _Block(owner, at, memoryview(buffer)[:used], buffer)
-                used = 0
-
-        for piece in pieces:
-            content = piece.content
-            if not isinstance(content, ByteRange):
-                yield from filled()
-                yield _Block(piece.owner, piece.at, memoryview(content))
-                continue
-            source = sources.get(str(content.path))
-            if source is None:
-                source = opened.enter_context(content.path.open("rb", buffering=0))
-                sources[str(content.path)] = source
-            source.seek(content.start)
-            done = 0
-            while done < content.size_bytes:
-                here = piece.at + done
-                if used and (
-                    used == BLOCK_BYTES or at + used != here or (one_owner and owner != piece.owner)
-                ):
-                    yield from filled()
-                if not used:
-                    buffer, at, owner = free.get(), here, piece.owner
-                count = source.readinto(memoryview(buffer)[used : used + content.size_bytes - done])  # type: ignore[attr-defined]
-                if not count:
-                    raise cut_short(content.path)
-                used, done = used + count, done + count
-        yield from filled()
+    block = _Block("", 0)
+    for piece in pieces:
+        content = piece.content
+        if isinstance(content, Made):
+            if block.size_bytes:
+                yield block
+                block = _Block("", 0)
+            yield _Block(piece.owner, piece.at, [content], content.size_bytes)
+            continue
+        done = 0
+        while done < piece.size_bytes:
+            here = piece.at + done
+            apart = block.at + block.size_bytes != here or (one_owner and block.owner != piece.owner)
+            if block.size_bytes and (apart or block.size_bytes == BLOCK_BYTES):
+                yield block
+                block = _Block(piece.owner, here)
+            if not block.size_bytes:
+                block = _Block(piece.owner, here)
+            count = min(piece.size_bytes - done, BLOCK_BYTES - block.size_bytes)
+            if isinstance(content, ByteRange):
+                start = content.start + done
+                block.parts.append(ByteRange(content.path, start, start + count))
+            else:
+                block.parts.append(memoryview(content).cast("B")[done : done + count])
+            block.size_bytes, done = block.size_bytes + count, done + count
+    if block.size_bytes:
+        yield block
 
 
-def _compare(back: BinaryIO, block: _Block, found: bytearray, checksums: dict[str, int] | None) -> None:
-    """Read the block back; `found` is the place for it. Add to the checksum of its owner, if there are to be any."""
-    back.seek(block.at)
-    for start in range(0, len(block.data), len(found)):
-        expected = block.data[start : start + len(found)]
-        part = found if len(expected) == len(found) else bytearray(len(expected))
-        read = _fill(back, part)
-        if part != expected:  # a bytearray on the left: memoryviews compare value by value
-            differing = (n for n in range(read) if part[n] != expected[n])
-            raise ReadsBackDifferently(block.at + start + next(differing, read))
-        if checksums is not None:
-            checksums[block.owner] = zlib.crc32(part, checksums.get(block.owner, 0))
+class _Writer:
+    """Takes one block after another in each thread that calls it, with buffers and files of that thread's own."""
+
+    def __init__(self, out: Path, checksums: bool, opened: ExitStack) -> None:
+        """`opened` closes the files when no thread works any more."""
+        self._out, self._checksums, self._opened = out, checksums, opened
+        self._own = threading.local()
+
+    def __call__(self, block: _Block) -> int:
+        """Write and compare; the CRC-32 of the block, if there are to be any."""
+        if not hasattr(self._own, "out"):
+            self._own.buffer = bytearray(max(BLOCK_BYTES, MADE_FROM_BYTES))
+            self._own.found = bytearray(_COMPARED_BYTES)
+            self._own.sources = {}
+            self._own.out = self._open(self._out, "r+b")
+        data = self._bytes_of(block)
+        self._own.out.seek(block.at)
+        left = data
+        while left:
+            left = left[self._own.out.write(left) :]
+        self._compare(data, block.at)
+        return zlib.crc32(data) if self._checksums else 0
+
+    def _open(self, path: Path, mode: str) -> Any:
+        return self._opened.enter_context(path.open(mode, buffering=0))
+
+    def _bytes_of(self, block: _Block) -> memoryview:
+        buffer, used, only = memoryview(self._own.buffer), 0, block.parts[0]
+        if isinstance(only, Made):
+            given = buffer[: only.source.size_bytes]
+            self._fill(given, only.source)
+            data = memoryview(only.make(given)).cast("B")
+            if len(data) != only.size_bytes:
+                raise ValueError(f"{block.owner}: {len(data)} bytes made, {only.size_bytes} expected")
+            return data
+        if len(block.parts) == 1 and isinstance(only, memoryview):
+            return only
+        for part in block.parts:
+            size = part.size_bytes if isinstance(part, ByteRange) else len(part)
+            place = buffer[used : used + size]
+            if isinstance(part, ByteRange):
+                self._fill(place, part)
+            else:
+                place[:] = part
+            used += size
+        return buffer[:used]
+
+    def _fill(self, place: memoryview, part: ByteRange) -> None:
+        sources = self._own.sources
+        if part.path not in sources:
+            sources[part.path] = self._open(part.path, "rb")
+        if _read(sources[part.path], place, part.start) < part.size_bytes:
+            raise cut_short(part.path)
+
+    def _compare(self, data: memoryview, at: int) -> None:
+        for start in range(0, len(data), _COMPARED_BYTES):
+            expected = data[start : start + _COMPARED_BYTES]
+            found = self._own.found if len(expected) == _COMPARED_BYTES else bytearray(len(expected))
+            read = _read(self._own.out, memoryview(found), at + start)
+            if found != expected:  # a bytearray on the left: memoryviews compare value by value
+                differing = (n for n in range(read) if found[n] != expected[n])
+                raise ReadsBackDifferently(at + start + next(differing, read))
 
 
-def _fill(handle: BinaryIO, buffer: bytearray) -> int:
+def _read(handle: Any, buffer: memoryview, at: int) -> int:
     """Read until the buffer is full or the file ends; returns how many bytes there were."""
-    view, done = memoryview(buffer), 0
+    handle.seek(at)
+    done = 0
     while done < len(buffer):
-        read = handle.readinto(view[done:])  # type: ignore[attr-defined]
+        read = handle.readinto(buffer[done:])
         if not read:
             break
         done += read
     return done
-
-
-def _hash(place: ByteRange, digest: Any) -> None:
-    """From the new file, because no buffer waits for the hash, which is slower."""
-    for chunk in place.chunks():
-        digest.update(chunk)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_lib.core.byte_range import ByteRange
+from fastsd_lib.core.byte_range import ByteRange, Made
 from fastsd_lib.core.checked_writing import Piece, ReadsBackDifferently, write_checked
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
@@ -62,22 +62,23 @@ class TensorFile:
 class NewTensor:
     """A tensor to be written; `chunks()` yields exactly the bytes that dtype and shape ask for.
 
-    `ranges`: where those bytes lie as they are, in this order, when nothing has to be computed; whoever copies may
-    then leave the copying to the kernel.
+    `ranges`: where those bytes lie, in this order, or what each of them is computed from.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
-    ranges: tuple[ByteRange, ...] = ()
+    ranges: tuple[ByteRange | Made, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         return _values(self.shape) * BYTES_PER_VALUE[self.dtype]
 
     @classmethod
-    def copied(cls, name: str, dtype: str, shape: tuple[int, ...], ranges: Iterable[ByteRange]) -> NewTensor:
+    def copied(
+        cls, name: str, dtype: str, shape: tuple[int, ...], ranges: Iterable[ByteRange | Made]
+    ) -> NewTensor:
         """A tensor whose bytes lie in `ranges` as they are."""
         kept = tuple(ranges)
         return cls(name, dtype, shape, lambda: (chunk for one in kept for chunk in one.chunks()), kept)
@@ -134,7 +135,7 @@ def write_tensor_file(
 ) -> None:
     """Write `tensors` in their order and read them back; memory stays constant whatever their size.
 
-    What lies in a file as it is goes from there to here by the kernel. `hash_key` names a metadata entry that receives
+    `hash_key` names a metadata entry that receives
     "0x" + sha256 over all tensor data, as the modelspec convention has it: it is taken beside the copying, and is
     the slowest part of it where the disk is fast. `named`: what the user calls the file while `path` is a scratch one.
     UserError when the disk gives back other bytes than it was given.
@@ -170,7 +171,7 @@ def tensor_pieces(places: Places, named: Path, report: Report) -> Iterator[Piece
     """What is to be written where; ValueError for a tensor that brings more or fewer bytes than it promises."""
     for number, (tensor, place) in enumerate(places):
         report(ProgressEvent(f"writing {named.name}", number, len(places)))
-        given: Iterable[bytes | ByteRange] = tensor.ranges or tensor.chunks()
+        given: Iterable[bytes | ByteRange | Made] = tensor.ranges or tensor.chunks()
         at = place
         for content in given:
             piece = Piece(tensor.name, at, content)

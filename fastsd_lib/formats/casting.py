@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
+from fastsd_lib.core.byte_range import MADE_FROM_BYTES, ByteRange, Made
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.tensor_file import BYTES_PER_VALUE
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,7 @@ DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 FLOATS = ("F16", "BF16", "F32")  # what models are computed in
 READABLE = (*FLOATS, "F64", "F8_E4M3", "F8_E5M2")  # what can be brought to one of them
 
-BLOCK_VALUES = 1 << 15  # worked on at once: all of it stays in the cache of one core
+BLOCK_VALUES = 1 << 18  # worked on at once: two threads hinder each other with shorter rows
 _WORTH_A_THREAD = 1 << 18  # bytes
 
 
@@ -38,6 +40,26 @@ def target_dtype(source: str, wanted: str | None) -> str:
             f"No dtype {wanted!r} (there: {', '.join(DTYPES)}).", fix="take fp16 to share a model."
         )
     return DTYPES[wanted]
+
+
+def cast_pieces(
+    lying: ByteRange, name: str, source: str, target: str, check: Callable[[memoryview], None] | None = None
+) -> Iterator[Made]:
+    """A stretch of weights as pieces that are cast when they are written; `check` sees what comes out.
+
+    `source` one of READABLE, `target` one of FLOATS. UserError, then, for a weight that is too large for the target.
+    """
+
+    def make(raw: memoryview) -> memoryview:
+        result = _cast(raw, name, source, target)
+        if check is not None:
+            check(result)
+        return result
+
+    for start in range(lying.start, lying.end, MADE_FROM_BYTES):
+        piece = ByteRange(lying.path, start, min(start + MADE_FROM_BYTES, lying.end))
+        values = piece.size_bytes // BYTES_PER_VALUE[source]
+        yield Made(piece, values * BYTES_PER_VALUE[target], make)
 
 
 def cast_chunks(chunks: Iterable[bytes], name: str, source: str, target: str) -> Iterator[memoryview]:
@@ -65,7 +87,7 @@ def _threads(process: int) -> ThreadPoolExecutor:  # a forked process has none o
     return ThreadPoolExecutor(2, thread_name_prefix="cast")
 
 
-def _cast(chunk: bytes, name: str, source: str, target: str) -> memoryview:
+def _cast(chunk: bytes | memoryview, name: str, source: str, target: str) -> memoryview:
     import numpy as np
 
     raw = np.frombuffer(chunk, dtype=np.uint8)

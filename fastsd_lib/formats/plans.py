@@ -1,7 +1,6 @@
 """Which bytes of a model go where: lists of `NewTensor`, made of headers alone, no weight read.
 
-A tensor whose numbers stay as they are is a list of byte ranges that the kernel copies; one that is cast or
-transposed comes as a stream.
+A tensor is a list of byte ranges, copied as they lie or cast; one that is transposed or scattered comes as a stream.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from fastsd_lib.core.byte_range import ByteRange, Made
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import NewTensor, TensorFile
-from fastsd_lib.formats.casting import cast_chunks, target_dtype
+from fastsd_lib.formats.casting import cast_chunks, cast_pieces, target_dtype
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES, open_clip_table, rename, vae_table
 from fastsd_lib.formats.open_clip import put_together
 from fastsd_lib.formats.stored_weight import Weight, Weights
@@ -121,36 +121,45 @@ def new_tensor(
     (target,) = targets
     if stored == {target} and all(piece.in_a_row for piece in pieces):
         return NewTensor.copied(name, target, shape, [piece.range for piece in pieces])
+    if all(piece.in_a_row for piece in pieces):
+        return NewTensor.copied(name, target, shape, _cast_pieces(name, pieces, target))
     return NewTensor(name, target, shape, partial(_chunks, name, tuple(pieces), target))
 
 
+def _cast_pieces(name: str, pieces: Iterable[Weight], target: str) -> Iterator[ByteRange | Made]:
+    for piece in pieces:
+        if piece.stored.dtype == target:
+            yield piece.range
+        else:
+            check = partial(_check_numbers, name, piece.file.path, target)
+            yield from cast_pieces(piece.range, name, piece.stored.dtype, target, check)
+
+
 def _chunks(name: str, pieces: Iterable[Weight], target: str) -> Iterator[bytes | memoryview]:
+    """For weights that do not lie in a row: a pickle's views, a transposed projection."""
     for piece in pieces:
         if piece.stored.dtype == target:
             yield from piece.chunks()
-        else:
-            cast = cast_chunks(piece.chunks(), name, piece.stored.dtype, target)
-            yield from _numbers(cast, name, piece.file.path, target)
+            continue
+        for chunk in cast_chunks(piece.chunks(), name, piece.stored.dtype, target):
+            _check_numbers(name, piece.file.path, target, chunk)
+            yield chunk
 
 
-def _numbers(
-    chunks: Iterable[bytes | memoryview], name: str, origin: Path, dtype: str
-) -> Iterator[bytes | memoryview]:
-    """The chunks, if they hold numbers only. (Bytes that are copied are not looked at: `models verify` does.)"""
+def _check_numbers(name: str, origin: Path, dtype: str, chunk: memoryview) -> None:
+    """UserError for what is no number. (Bytes that are copied are not looked at: `models verify` does.)"""
     import numpy as np
 
     words = "2" if dtype in ("F16", "BF16") else "4"
     highest = INFINITE[dtype]
     sign = 1 << (int(words) * 8 - 1)
-    for chunk in chunks:
-        # With all bits of the exponent set it is infinite or no number; both signs, without a row of answers.
-        above = np.frombuffer(chunk, f"<i{words}").max(initial=0) >= highest
-        if above or np.frombuffer(chunk, f"<u{words}").max(initial=0) >= sign + highest:
-            raise UserError(
-                f"{origin} holds values that are no numbers (in {name}): its training had gone wrong.",
-                fix="take an earlier or another copy of the model; without --dtype its bytes are kept as they are.",
-            )
-        yield chunk
+    # With all bits of the exponent set it is infinite or no number; both signs, without a row of answers.
+    above = np.frombuffer(chunk, f"<i{words}").max(initial=0) >= highest
+    if above or np.frombuffer(chunk, f"<u{words}").max(initial=0) >= sign + highest:
+        raise UserError(
+            f"{origin} holds values that are no numbers (in {name}): its training had gone wrong.",
+            fix="take an earlier or another copy of the model; without --dtype its bytes are kept as they are.",
+        )
 
 
 def mark(name: str) -> NewTensor:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_lib.core.byte_range import ByteRange
+from fastsd_lib.core.byte_range import ByteRange, Made
 from fastsd_lib.core.checked_writing import BLOCK_BYTES, Piece, ReadsBackDifferently, write_checked
+from fastsd_lib.core.crc import joined_crc32
 from fastsd_lib.core.errors import UserError
 
 DATA = bytes(range(251)) * 9001  # two mebibytes and some, of no period that a page has
@@ -137,3 +138,32 @@ def test_a_full_disk_ends_it_at_once_whatever_is_still_to_come(tmp_path, source,
     with pytest.raises(OSError, match="No space left"):
         write_checked(tmp_path / "full", pieces())
     assert len(made) < 1000
+
+
+def test_what_is_computed_is_written_where_it_belongs_and_errors_of_it_come_out(tmp_path, source, out):
+    def inverted(lent):
+        return memoryview(bytes(255 - value for value in lent))
+
+    ranges = [
+        ByteRange(source, start, min(start + 300_000, len(DATA))) for start in range(0, len(DATA), 300_000)
+    ]
+    pieces = [Piece("x", one.start, Made(one, one.size_bytes, inverted)) for one in ranges]
+    written = write_checked(out, pieces, checksums=True, sha256=True)
+    expected = bytes(255 - value for value in DATA)
+    assert out.read_bytes() == expected
+    assert written.checksums == {"x": zlib.crc32(expected)}
+    assert written.sha256 == hashlib.sha256(expected).hexdigest()
+
+    def wrong(lent):
+        raise UserError("no number", fix="another")
+
+    with pytest.raises(UserError, match="no number"):
+        write_checked(out, [*pieces, Piece("y", len(DATA), Made(ranges[0], 300_000, wrong))])
+    with pytest.raises(ValueError, match="y: 300000 bytes made, 7 expected"):
+        write_checked(out, [Piece("y", 0, Made(ranges[0], 7, inverted))])
+
+
+def test_checksums_of_parts_join_to_that_of_the_whole():
+    for first, second in ((0, 1), (1, 0), (5, 1), (70_000, 524_288), (3, 1 << 20)):
+        joined = joined_crc32(zlib.crc32(DATA[:first]), zlib.crc32(DATA[-second:] if second else b""), second)
+        assert joined == zlib.crc32(DATA[:first] + (DATA[-second:] if second else b""))
