@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +46,14 @@ def test_a_model_of_another_family_and_a_size_that_it_cannot_do_are_told_in_one_
 
 
 def test_an_inpainting_model_is_not_trained_for_pictures_from_words(tiny_pipeline, tmp_path):
-    file = tiny_pipeline.path / "unet" / "diffusion_pytorch_model.safetensors"
+    folder = tmp_path / "inpainting"
+    shutil.copytree(tiny_pipeline.path, folder)  # the fixture is every test's
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = np.zeros((first.shape[0], 9, 3, 3), first.dtype)
     save_file(weights, file)
-    error = refused(tiny_pipeline, CONFIG, tmp_path)
+    error = refused(replace(tiny_pipeline, path=folder), CONFIG, tmp_path)
     assert "is a model for inpainting; only text-to-image models are trained here." in error.message
     assert "such as 1.5" in error.fix
 
