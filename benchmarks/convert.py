@@ -6,9 +6,10 @@
 
 Models of the shape of Stable Diffusion 1.5 (2.1 GB) and SDXL (6.9 GB) with random weights are made, converted in every
 way in turn, and removed. Each way runs in a process of its own; its start and its imports count, and its memory is the
-most it held. A ratio is the median of those within each round. All sources are read once before, so that they lie in
-memory, as for `cp`. On a disk everything is shown twice: until the command ends (`cp` leaves the rest to the kernel; ours
-then runs without its fsync), and until the data is on the disk (`cp` and fsync of each file; ours as it always is).
+most it held. Of two runs in a row the second counts, and a ratio is the median of those within each round. All sources
+are read once before, so that they lie in memory, as for `cp`. On a disk everything is shown twice: until the data is on
+the disk (`cp` and fsync of each file; ours as it always is), and until the command ends (`cp` leaves the rest to the
+kernel; so does ours then, for this comparison only).
 Verification belongs to ours in every row; `cp` and diffusers do not verify.
 
 `--equality` compares instead: our single file with that of diffusers' script, our .ckpt as PyTorch reads it with our

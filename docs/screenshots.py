@@ -1,4 +1,4 @@
-"""The pictures of webui.md and vit.md, taken anew: `.venv/bin/python docs/screenshots.py` (needs chromium; a few minutes)."""
+"""The pictures of webui.md and vit.md, taken anew: `.venv/bin/python docs/screenshots.py` (chromium; a few minutes)."""
 
 from __future__ import annotations
 

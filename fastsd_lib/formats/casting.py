@@ -176,25 +176,24 @@ def _rounded_to_f16(values: np.ndarray, out: np.ndarray) -> bool:
 
     bits = values.view(np.uint32)
     magic, work, least = _scratch(values.size)
-    np.bitwise_and(bits, 0x7F800000, out=magic)
-    np.maximum(magic, least, out=magic)  # below it fp16's last bit is worth the same everywhere
-    np.add(magic, 13 << 23, out=magic)
     sums = work.view(np.float32)
-    np.abs(values, out=sums)
-    with np.errstate(invalid="ignore", over="ignore"):  # found below
-        np.add(sums, magic.view(np.float32), out=sums)
-    np.subtract(work, magic, out=work)
-    np.right_shift(magic, 13, out=magic)
-    np.add(work, magic, out=work)
-    np.subtract(work, (127 - 14 + 13) << 10, out=work)
-    if work.max(initial=0) >= 0x7C00:  # infinite, too large, or no number: seldom, so left to numpy
+    np.bitwise_and(bits, 0x7F800000, out=magic)
+    if magic.max(initial=0) >= (127 + 15) << 23:  # near the largest, too large, or no number: left to numpy
         with np.errstate(over="ignore", invalid="ignore"):
             out[:] = values.astype(np.float16).view(np.uint16)
         return True
+    np.abs(values, out=sums)
+    np.maximum(magic, least, out=magic)  # below it fp16's last bit is worth the same everywhere
+    np.add(magic, 13 << 23, out=magic)
+    np.add(sums, magic.view(np.float32), out=sums)
+    # The lower 16 bits now count x in units of that bit; the exponent has no bits there and need not be taken off.
+    np.right_shift(magic, 13, out=magic)
+    np.add(work, magic, out=work)
     np.right_shift(bits, 16, out=magic)
     np.bitwise_and(magic, 0x8000, out=magic)
-    np.bitwise_or(work, magic, out=work)
+    np.add(work, magic, out=work)
     np.copyto(out, work, casting="unsafe")
+    np.subtract(out, (127 - 14 + 13 << 10) & 0xFFFF, out=out)
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -86,6 +87,22 @@ def test_from_one_disk_to_another(tmp_path, out):
         assert out.read_bytes() == DATA[1:]
     finally:
         source.unlink()
+
+
+@pytest.mark.parametrize("missing", ["pwrite and preadv", "posix_fadvise", "advice"])
+def test_a_system_that_can_do_less_writes_the_same(tmp_path, source, out, monkeypatch, missing):
+    if missing == "advice":  # as a file system that takes none
+
+        def refused(*given):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(os, "posix_fadvise", refused, raising=False)
+    else:
+        for name in missing.split(" and "):
+            monkeypatch.delattr(os, name, raising=False)
+    source.write_bytes(DATA * 10)  # more than is flushed at a time
+    write_checked(out, [Piece("x", 3, ByteRange(source, 1, 10 * len(DATA)))])
+    assert out.read_bytes() == bytes(3) + (DATA * 10)[1:]
 
 
 def test_a_source_that_is_shorter_than_its_header_says_is_named(source, out):

@@ -151,7 +151,7 @@ class Bomb:
     def __reduce__(self):
         import os
 
-        return os.system, ("touch /tmp/fastsd-test-bomb",)
+        return os.system, ("touch it-ran",)
 
 
 def hostile(kind, folder):
@@ -208,9 +208,10 @@ def hostile(kind, folder):
         ("web page", "is a web page"),
     ],
 )
-def test_hostile_files_run_nothing_and_are_listed_with_their_reason(engine, tmp_path, kind, message):
-    from pathlib import Path
-
+def test_hostile_files_run_nothing_and_are_listed_with_their_reason(
+    engine, tmp_path, monkeypatch, kind, message
+):
+    monkeypatch.chdir(tmp_path)
     path = hostile(kind, tmp_path / "embeddings")
     with pytest.raises(UserError) as refused:
         read_embedding(path)
@@ -221,7 +222,7 @@ def test_hostile_files_run_nothing_and_are_listed_with_their_reason(engine, tmp_
     assert engine.generate(ORDER)[0].record["warnings"] == [], (
         "a prompt that says its name is drawn without it"
     )
-    assert not Path("/tmp/fastsd-test-bomb").exists()
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_the_word_that_comes_along_draws_the_character():
