@@ -65,6 +65,7 @@ def add_models(known: Any) -> None:
 
     parser = command(actions, "info", _info, "what is known of one model, or what a file is")
     parser.add_argument("model", metavar="NAME|FILE")
+    parser.add_argument("--online", action="store_true", help="ask each source whether it has the model today")
     add_root(parser)
 
     parser = command(actions, "download", _download, "fetch models, each into the folder of its kind")
@@ -208,14 +209,21 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     known = [*models.known(root=_root(options)), *models.known_controls()]
     names = {name: one for one in known for name in getattr(one, "names", (one.name,))}
     if options.model in names:
-        value = dataclasses.asdict(names[options.model])
-        show(
-            options,
-            value,
-            [f"{key}: {_listed(item)}" for key, item in value.items() if item not in ("", (), 0)],
-        )
+        model = names[options.model]
+        value = dataclasses.asdict(model)
+        lines = [f"{key}: {_listed(item)}" for key, item in value.items() if item not in ("", (), 0)]
+        if options.online:
+            states = models.sources_now(model, _root(options))
+            value["online"] = [dataclasses.asdict(state) for state in states]
+            lines += [f"today: {state.source}: {state.told}" for state in states] or ["today: comes along"]
+        show(options, value, lines)
         return 0
     if Path(options.model).expanduser().exists():
+        if options.online:
+            raise UserError(
+                f"{escaped(options.model)} is a file here; only known models have sources.",
+                fix="leave out --online, or take a name of: python3 -m fastsd_lib models list",
+            )
         options.files = [options.model]
         return _identify(options, rest)
     near = difflib.get_close_matches(options.model, names, 1, 0.4)

@@ -109,7 +109,7 @@ def _control(
     if missing := missing_modules(set(names), table):
         raise UserError(
             f"{control.path} lacks {len(missing)} modules of a ControlNet of this shape, first {missing[0]}.",
-            fix="download it again.",
+            fix="download it again; one of another shape than those of Stable Diffusion is used as it is.",
         )
     to_original = naming == "original"
     new_prefix = control.file.metadata.get(PREFIX, OLD_PREFIX) if to_original else ""

@@ -8,6 +8,7 @@ gets the rows that were held out), `add(prepared)`, `save(folder, state)` -> nam
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class _NumpyScan:
         return np.argpartition(differing, count - 1)[:count]
 
 
-class _Faiss:
+class _Faiss(ABC):
     """What the two kinds that faiss holds have in common: its index in a file, a mask of rows, rows of -1."""
 
     name = ""
@@ -160,8 +161,9 @@ class _Faiss:
 
         self.index = faiss.read_index(str(files[0]))
 
+    @abstractmethod
     def _parameters(self, selector: Any, count: int) -> Any:
-        raise NotImplementedError
+        """What faiss is to look at: the rows of `selector`, and how far it goes for `count` of them."""
 
 
 class Ivf(_Faiss):

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.fetching import fetch
-from fastsd_lib.core.https_client import PUBLIC, FetchRefused, Reach
+from fastsd_lib.core.https_client import PUBLIC, FetchRefused, Reach, UnknownHost
 from fastsd_lib.core.text import escaped, one_line
 from fastsd_lib.models.downloading import Source
 
@@ -104,6 +104,8 @@ def _ask(url: str, secrets: Mapping[str, str], reach: Reach, what: str) -> dict[
         told = json.loads(
             fetch(url, MOST_BYTES, redirects=3, accept="application/json", secrets=secrets, reach=reach)
         )
+    except UnknownHost:
+        raise UserError("CivitAI could not be asked: no connection.", fix="check your network.") from None
     except FetchRefused as error:
         if "answers 404" in error.why:
             raise UserError(f"CivitAI has no {what}.", fix=f"check the link: {_FORM}") from None

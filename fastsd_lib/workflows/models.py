@@ -22,6 +22,7 @@ from fastsd_lib.workflows.model_rows import ModelRow, is_model, lying_there, row
 if TYPE_CHECKING:
     from fastsd_lib.models.controls import KnownControl
     from fastsd_lib.models.known_models import KnownModel
+    from fastsd_lib.models.liveness import SourceState
     from fastsd_lib.models.verifying import Verification
     from fastsd_lib.workflows.converting import Converted
     from fastsd_lib.workflows.model_downloads import Downloaded
@@ -199,6 +200,14 @@ def known_controls(family: str = "") -> list[KnownControl]:
     if family:
         check_choice("family", family, dict.fromkeys(control.family for control in controls))
     return [control for control in controls if family in ("", control.family)]
+
+
+def sources_now(model: KnownModel | KnownControl, root: Path | None = None) -> tuple[SourceState, ...]:
+    """Whether each source of `model` answers now, in their order; nothing is downloaded."""
+    from fastsd_lib.environment.tokens import hub_token
+    from fastsd_lib.models.liveness import check_mirrors
+
+    return check_mirrors(model, token=hub_token(root) or "")
 
 
 def _there(path: str | Path) -> Path:

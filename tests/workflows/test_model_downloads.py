@@ -175,9 +175,7 @@ def _zip(member, data):
         ("a.yaml", b"model:\n  target: x\n", "gave no model: a.yaml"),
     ],
 )
-def test_what_is_no_model_is_refused_and_nothing_is_left(
-    site, tmp_path, monkeypatch, name, data, why
-):
+def test_what_is_no_model_is_refused_and_nothing_is_left(site, tmp_path, monkeypatch, name, data, why):
     monkeypatch.chdir(tmp_path)
     site.ways["x"] = lambda request: request.give(data)
     with pytest.raises(UserError, match=re.escape(why)) as caught:
@@ -461,6 +459,12 @@ def reach_of(site):
     from fastsd_lib.core.https_client import Reach
 
     return Reach(http_allowed=True, private_allowed=True)
+
+
+def test_without_a_network_civitai_is_not_asked_and_says_so():
+    with pytest.raises(UserError, match="CivitAI could not be asked: no connection") as caught:
+        civitai.release("https://civitai.com/models/7", endpoint="https://no-such-host.invalid")
+    assert caught.value.fix == "check your network."
 
 
 @pytest.mark.parametrize(
