@@ -65,7 +65,9 @@ def add_models(known: Any) -> None:
 
     parser = command(actions, "info", _info, "what is known of one model, or what a file is")
     parser.add_argument("model", metavar="NAME|FILE")
-    parser.add_argument("--online", action="store_true", help="ask each source whether it has the model today")
+    parser.add_argument(
+        "--online", action="store_true", help="ask each source whether it has the model today"
+    )
     add_root(parser)
 
     parser = command(actions, "download", _download, "fetch models, each into the folder of its kind")

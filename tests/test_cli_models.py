@@ -216,11 +216,15 @@ def test_known_models_are_listed_by_family_and_told_by_any_of_their_names(fastsd
 def test_the_sources_of_a_model_are_asked_when_that_is_wanted(fastsd, tmp_path):
     (tmp_path / "Fast-Dreambooth").mkdir()
     sources = ["https://127.0.0.1/a.safetensors", "https://no-such-host.invalid/a.safetensors"]
-    (tmp_path / "Fast-Dreambooth/models.yaml").write_text(json.dumps({"mine": {"family": "sd1", "mirrors": sources}}))
+    (tmp_path / "Fast-Dreambooth/models.yaml").write_text(
+        json.dumps({"mine": {"family": "sd1", "mirrors": sources}})
+    )
     told = fastsd("models", "info", "mine", "--online", "--root", tmp_path, "--json")["online"]
     assert [(one["source"], one["there"]) for one in told] == [(source, False) for source in sources]
     assert "not asked" in told[0]["told"] and "no such host" in told[1]["told"]
-    assert f"today: {sources[0]}: not asked" in fastsd("models", "info", "mine", "--online", "--root", tmp_path)
+    assert f"today: {sources[0]}: not asked" in fastsd(
+        "models", "info", "mine", "--online", "--root", tmp_path
+    )
     assert "online" not in fastsd("models", "info", "mine", "--root", tmp_path, "--json")
     assert "today: comes along" in fastsd("models", "info", "embedded", "--online")
     with pytest.raises(UserError, match="is a file here"):

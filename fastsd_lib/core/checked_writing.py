@@ -242,7 +242,9 @@ class _Writer:
     def _compare(self, expected: memoryview, at: int) -> None:
         found = self._own.found if len(expected) == BLOCK_BYTES else bytearray(len(expected))
         read = _read(self._own.out, memoryview(found), at)
-        if found != expected:  # a bytearray on the left: memoryviews compare value by value
+        if (
+            read < len(expected) or found != expected
+        ):  # a bytearray on the left: memoryviews compare value by value
             differing = (n for n in range(read) if found[n] != expected[n])
             raise ReadsBackDifferently(at + next(differing, read))
 

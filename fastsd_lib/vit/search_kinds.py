@@ -132,7 +132,7 @@ class _Faiss(ABC):
     def add(self, prepared: np.ndarray) -> None:
         self.index.add(np.ascontiguousarray(prepared, np.float32))
 
-    def complete(self, vectors: Vectors, held: np.ndarray) -> None:
+    def complete(self, vectors: Vectors, held: np.ndarray) -> None:  # noqa: B027, the usual case
         """All rows are in it already."""
 
     def candidates(self, queries: np.ndarray, allowed: np.ndarray | None, least: int) -> list[np.ndarray]:
