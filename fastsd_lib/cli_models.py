@@ -10,7 +10,9 @@ from typing import Any
 
 from fastsd_lib.cli_words import Parser, add_root, command, console_progress, show
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded, is_there
 from fastsd_lib.core.text import escaped
+from fastsd_lib.models.known_models import hub_source, shown_source
 from fastsd_lib.workflows import models
 from fastsd_lib.workflows.model_rows import ModelRow, prediction_of, size_words
 
@@ -93,9 +95,9 @@ def add_models(known: Any) -> None:
 
 def _identify(options: argparse.Namespace, rest: list[str]) -> int:
     rows = models.identify(options.files, console_progress(options))
-    if len(options.files) > 1 or models.is_searched(Path(options.files[0]).expanduser()):
+    if len(options.files) > 1 or models.is_searched(expanded(options.files[0])):
         _tell(options, rows, "no model lies there")
-        named = {str(Path(file).expanduser()) for file in options.files}
+        named = {str(expanded(file)) for file in options.files}
         bad = [row for row in rows if row.problem and str(row.path) in named]
         if bad:
             raise UserError(
@@ -179,14 +181,20 @@ def _list(options: argparse.Namespace, rest: list[str]) -> int:
     else:
         known = models.known(options.family, root=_root(options))
         value, lines = known, _columns(MODEL_HEADS, [_model_row(one) for one in known])
-    show(options, [dataclasses.asdict(one) for one in value], lines)
+    show(options, [_known(one) for one in value], lines)
     return 0
+
+
+def _known(model: Any) -> dict[str, Any]:
+    """Its fields; of addresses without what may be a key."""
+    mirrors = tuple(one if hub_source(one) else shown_source(one) for one in model.mirrors)
+    return {**dataclasses.asdict(model), "mirrors": mirrors}
 
 
 def _root(options: argparse.Namespace) -> Path:
     from fastsd_lib.environment.hosts import default_root
 
-    return (options.root or default_root()).expanduser()
+    return expanded(options.root or default_root())
 
 
 def _model_row(model: Any) -> tuple[str, ...]:
@@ -212,7 +220,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
     names = {name: one for one in known for name in getattr(one, "names", (one.name,))}
     if options.model in names:
         model = names[options.model]
-        value = dataclasses.asdict(model)
+        value = _known(model)
         lines = [f"{key}: {_listed(item)}" for key, item in value.items() if item not in ("", (), 0)]
         if options.online:
             states = models.sources_now(model, _root(options))
@@ -220,7 +228,7 @@ def _info(options: argparse.Namespace, rest: list[str]) -> int:
             lines += [f"today: {state.source}: {state.told}" for state in states] or ["today: comes along"]
         show(options, value, lines)
         return 0
-    if Path(options.model).expanduser().exists():
+    if is_there(expanded(options.model)):
         if options.online:
             raise UserError(
                 f"{escaped(options.model)} is a file here; only known models have sources.",

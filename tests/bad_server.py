@@ -96,6 +96,7 @@ class BadServer:
     data: bytes
     url: str = ""
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # path with query, headers
+    times: list[float] = field(default_factory=list)  # of each of these, by the monotonic clock
     connections: set[tuple[str, int]] = field(default_factory=set)
     pace: float = 0.0  # seconds of rest before each 16 kB of /paced, per connection
     ways: dict[str, Callable[[Request], bool | None]] = field(
@@ -153,6 +154,7 @@ class _Connection(socketserver.BaseRequestHandler):
         first, *lines = raw.decode("latin-1").split("\r\n")
         target = first.split()[1]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.server.bad.times.append(time.monotonic())
         self.server.bad.asked.append((target, headers))
         parts = urlsplit(target)
         way = parts.path.split("/")[1]
@@ -308,7 +310,8 @@ WAYS: dict[str, Callable[[Request], bool | None]] = {
     "page-named-model": lambda r: r.give(PAGE + b" " * 9000, content_type="application/octet-stream"),
     "unauthorised": always(401), "forbidden": always(403), "gone": always(410), "missing": always(404),
     "teapot": always(418), "busy-long": always(429, retry_after="86400"), "down": always(503),
-    "busy-once": first_time(429, retry_after="0"), "down-once": first_time(502),
+    "busy-once": first_time(429, retry_after="0"),
+    "busy-a-second": first_time(429, retry_after="1"), "down-once": first_time(502),
     "busy-until": first_time(503, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
     "wrong-part": lambda r: r.say(206, b"abc", content_range="bytes 5-7/100000", etag=ETAG) is None,
     "nameless-part": lambda r: r.say(206, b"abc", etag=ETAG) is None,

@@ -113,6 +113,11 @@ SAFETENSORS = {
     "a name of 20 MB": Case(tensors({"x" * 20_000_000: entry()}, b"1234"), "names a tensor in 20,000,000 letters"),
     "a name that steers the terminal": Case(
         tensors({"a\x1b[2J\x07\u202e": entry()}, b"1234"), "such as a\\x1b[2J\\x07\\u202e"),
+    "metadata with half a character": Case(
+        tensors({"__metadata__": {"author": "\ud800"}, "a": entry()}, b"1234"), "with half a character"),
+    "metadata named by half a character": Case(
+        tensors({"__metadata__": {"\udfff": "me"}, "a": entry()}, b"1234"), "with half a character"),
+    "a name with half a character": Case(tensors({"a\udc80": entry()}, b"1234"), "with half a character"),
     "no tensors": Case(tensors({}), "holds no tensors at all"),
     "only metadata": Case(tensors({"__metadata__": {"modelspec.title": "SDXL"}}), "holds no tensors at all"),
     "a pickle under another name": Case(content(pickle.dumps({}, 2) + bytes(600)), "is a pickled PyTorch file"),
@@ -124,7 +129,8 @@ SAFETENSORS = {
 
 
 def text(word: str) -> bytes:
-    return b"X" + struct.pack("<I", len(word)) + word.encode()
+    data = word.encode(errors="surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
 
 
 def command(sign: Path) -> bytes:
@@ -137,6 +143,7 @@ def zipped(program: Callable[[Path], bytes], compression: int = zipfile.ZIP_STOR
     def make(folder: Path, sign: Path) -> Path:
         with zipfile.ZipFile(folder / "model.ckpt", "w", compression) as archive:
             archive.writestr("archive/data.pkl", program(sign))
+            archive.writestr("archive/data/0", bytes(4))
             archive.writestr("archive/version", "3\n")
         return folder / "model.ckpt"
 
@@ -173,6 +180,18 @@ RUNS = {
     "an extension code": lambda sign: b"\x80\x02\x82\x01.",
     "a large extension code": lambda sign: b"\x80\x02\x84\xff\xff\xff\x7f.",
 }
+WEIGHT = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n"
+    + text("0") + text("cpu") + b"K\x01tQK\x00K\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+)  # fmt: skip
+
+
+def _multiplied(outer: list[str], inner: list[str], value: bytes = WEIGHT) -> bytes:
+    """One dict of `inner` names for one value, under each name of `outer`."""
+    held = value + b"q\x010}(" + b"".join(text(name) + b"h\x01" for name in inner) + b"uq\x020"
+    return b"\x80\x02" + held + b"}(" + b"".join(text(name) + b"h\x02" for name in outer) + b"u."
+
+
 HOLDS = {
     "BUILD on a foreign object": (lambda sign: b"\x80\x02ctorch\nFloatStorage\n}" + text("dtype") + text("x") + b"sb.",
                                   "it holds a change to an object"),
@@ -189,16 +208,34 @@ HOLDS = {
     "lists in lists": (lambda sign: b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".", "holds no weights by name"),
     "a tensor of nothing": (
         lambda sign: b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNtR.", "it holds a tensor without"),
+    "360,000 weights of 600 names": (lambda sign: _multiplied([f"{n}" for n in range(600)], [f"{n}" for n in range(600)]),
+                              "lists more than 100,000 tensors"),
+    "a name of 1 MB before 10,000": (lambda sign: _multiplied(["x" * 1_000_000], [f"{n}" for n in range(10_000)]),
+                                     "names its tensors in 1,000,002 letters"),
+    "long names again and again": (lambda sign: _multiplied(["x" * 450 + f"{n}" for n in range(300)],
+                                   ["\U0001f600" * 450 + f"{n}" for n in range(300)]), "names its tensors in 8,3"),
+    "nothing a million times": (lambda sign: _multiplied([f"{n}" for n in range(5000)], [f"{n}" for n in range(5000)], b"N"),
+                                "lists more than a million things"),
+    "a text of 1 MB a thousand times": (
+        lambda sign: b"\x80\x02}" + text("a") + WEIGHT + b"s" + text("n") + text("x" * 1_000_000) + b"q\x05s("
+        + b"".join(text(f"{n}") + b"h\x05" for n in range(1000)) + b"u.", "holds one text again and again"),
+    "parameters given to thousands": (
+        lambda sign: b"\x80\x02}q\x01" + text("_parameters") + b"}(" + b"".join(
+            text(f"{n}") + b"N" for n in range(5000)) + b"us0" + (
+            b"ctorch.nn.modules.container\nParameterDict\n)Rh\x01b0" * 5000) + b"}.",
+        "it holds one list of parameters again and again"),
+    "a name with half a character, pickled": (
+        lambda sign: b"\x80\x02}" + text("a\ud800") + WEIGHT + b"s.", "with half a character"),
+    "a text with half a character, pickled": (
+        lambda sign: b"\x80\x02}" + text("a") + WEIGHT + b"s" + text("author") + text("\udfff") + b"s.",
+        "with half a character"),
     "opcodes that are none": (lambda sign: b"\x80\x02\xfe\xfe\xfe.", "ends too early or is damaged"),
 }  # fmt: skip
 
 
 def _good(folder: Path) -> bytes:
     """A checkpoint of one weight in four bytes, as PyTorch writes it."""
-    program = (
-        b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\nFloatStorage\n"
-        + text("0") + text("cpu") + b"K\x01tQK\x00K\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtRs."
-    )  # fmt: skip
+    program = b"\x80\x02}" + text("a") + WEIGHT + b"s."
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", program)
@@ -230,6 +267,37 @@ def _bomb(folder: Path, sign: Path) -> Path:
 def _lying_bomb(folder: Path, sign: Path) -> Path:
     path = _bomb(folder, sign)
     path.write_bytes(_field(path.read_bytes(), b"archive/data.pkl", 24, "<I", 1000))
+    return path
+
+
+def _odd_bomb(compression: int):
+    def make(folder: Path, sign: Path) -> Path:
+        path = folder / "model.ckpt"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + bytes(30_000_000))
+        path.write_bytes(_field(path.read_bytes(), b"archive/data.pkl", 24, "<I", 100))
+        return path
+
+    return make
+
+
+def _broken_lzma(folder: Path, sign: Path) -> Path:
+    path = folder / "model.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    whole = path.read_bytes()
+    at = whole.index(b"archive/data.pkl") + len(b"archive/data.pkl")
+    path.write_bytes(whole[: at + 4] + b"\xff" * 5 + whole[at + 9 :])  # LZMA's own properties
+    return path
+
+
+def _bomb_beside(folder: Path, sign: Path) -> Path:
+    """In the entry that tells the order of bytes, and is read whole."""
+    path = folder / "model.ckpt"
+    path.write_bytes(_good(folder))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/byteorder", b"little" + bytes(300_000_000))
+    path.write_bytes(_field(path.read_bytes(), b"archive/byteorder", 24, "<I", 6))
     return path
 
 
@@ -269,6 +337,10 @@ PICKLES = {
     "the oldest format": Case(_tar, "it is a tar archive"),
     "a compressed bomb": Case(_bomb, "claims 300,000,002 bytes of names and shapes"),
     "a bomb that hides its size": Case(_lying_bomb, "is damaged"),
+    "a bzip2 bomb that hides its size": Case(_odd_bomb(zipfile.ZIP_BZIP2), "packed in a way that PyTorch cannot read"),
+    "an LZMA bomb that hides its size": Case(_odd_bomb(zipfile.ZIP_LZMA), "packed in a way that PyTorch cannot read"),
+    "LZMA that is none": Case(_broken_lzma, "packed in a way that PyTorch cannot read"),
+    "a bomb beside the program": Case(_bomb_beside, "is damaged"),
     "a zip in a zip": Case(_nested, "a zip, but not one of PyTorch's"),
     "a list of 30,000 entries": Case(_many_entries, "is damaged"),
     "a locked zip": Case(changed(lambda whole: _field(whole, b"archive/data/0", 8, "<H", 1)), "is locked with a password"),

@@ -49,7 +49,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if parts[:2] == ["api", "models"] and (hub.root / parts[3]).is_dir():
                 files = [path for path in (hub.root / parts[3]).rglob("*") if path.is_file()]
                 names = [path.relative_to(hub.root / parts[3]).as_posix() for path in files]
-                siblings = [{"rfilename": name} for name in names]
+                sizes = [{"size": path.stat().st_size} if "blobs=" in self.path else {} for path in files]
+                siblings = [{"rfilename": name, **size} for name, size in zip(names, sizes, strict=True)]
                 body = {"id": f"org/{parts[3]}", "sha": COMMIT, "siblings": siblings}
                 if "tree" in parts:
                     body = [

@@ -76,6 +76,27 @@ def weights(file) -> dict:
         (["models", "verify", "nothing.pt"], "nothing.pt", "check the path"),
         (["models", "verify", LORA, CONTROL, "--sha256", "0" * 64], "several", "that file alone"),
         (["models", "download"], "NAME|LINK", "models download --help"),
+        (
+            ["models", "download", "https://[::1", "--root", "r"],
+            "is no address",
+            "download the file yourself",
+        ),
+        (["models", "download", "~nosuchuser/x"], "home folder ~nosuchuser", "check the path"),
+        (["models", "download", LORA, "--to", "~nosuchuser/x"], "home folder ~nosuchuser", "check the path"),
+        (["models", "info", "~nosuchuser/x"], "home folder ~nosuchuser", "check the path"),
+        (["models", "table", "--root", "~nosuchuser"], "home folder ~nosuchuser", "check the path"),
+        (["models", "verify", "~nosuchuser/x"], "home folder ~nosuchuser", "check the path"),
+        (["identify", "~nosuchuser/x"], "home folder ~nosuchuser", "check the path"),
+        (["identify", "x" * 5000], "no file or folder", "check the path"),
+        (["convert", "~nosuchuser/x", "y.ckpt"], "home folder ~nosuchuser", "check the path"),
+        (["models", "download", LORA, "--kind", "loar"], "kind cannot be 'loar'", "did you mean lora?"),
+        (["models", "download", LORA, "--kind", "vae", "--to", "there"], "is a LoRA, not a VAE", "kind out"),
+        (
+            ["models", "download", "sd-vae-ft-mse", "--kind", "lora"],
+            "not a LoRA: nothing was fetched",
+            "kind",
+        ),
+        (["models", "download", "org/x", "--kind", "lora"], "not a LoRA: nothing was fetched", "kind"),
     ],
 )
 def test_a_mistake_says_what_is_wrong_and_what_to_type(words, said, fix, tmp_path, monkeypatch):
@@ -83,7 +104,7 @@ def test_a_mistake_says_what_is_wrong_and_what_to_type(words, said, fix, tmp_pat
     with pytest.raises(UserError) as caught:
         main([str(word) for word in words])
     assert said in caught.value.message and fix in caught.value.fix
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_outside_it_is_two_lines_and_exit_2(tmp_path):
@@ -248,6 +269,32 @@ def test_models_that_a_user_writes_down_are_listed_and_a_wrong_word_is_named(fas
     with pytest.raises(UserError) as caught:
         main(["models", "list", "--root", str(tmp_path)])
     assert "familly" in str(caught.value) and "family" in caught.value.fix + caught.value.message
+
+
+def test_a_key_in_an_address_that_a_user_wrote_down_is_not_printed(fastsd, tmp_path):
+    file = tmp_path / "Fast-Dreambooth/models.yaml"
+    file.parent.mkdir()
+    mirrors = ["https://a.org/a.safetensors?token=SECRET", "hf:org/mine@fp16"]
+    file.write_text(json.dumps({"mine": {"family": "sd1", "mirrors": mirrors}}))
+    for words in (["info", "mine"], ["list"]):
+        for more in ([], ["--json"]):
+            assert "SECRET" not in str(fastsd("models", *words, "--root", tmp_path, *more))
+    told = fastsd("models", "info", "mine", "--root", tmp_path, "--json")["mirrors"]
+    assert told == ["https://a.org/a.safetensors", "hf:org/mine@fp16"]
+
+
+def test_of_a_folder_it_is_said_that_nothing_was_put_where_files_were_wanted(fastsd, tmp_path):
+    value = fastsd("models", "download", "embedded", "--to", tmp_path / "there", "--json")
+    assert value["path"] == str(EMBEDDED_FOLDER) and not (tmp_path / "there").exists()
+    assert value["notes"] == [
+        f"It is a folder, and stays where it is: only files are put into {tmp_path / 'there'}."
+    ]
+
+
+def test_no_kind_of_controlnet_is_fetched_where_another_kind_is_wanted(fastsd, tmp_path):
+    (name, *_) = (row["name"] for row in fastsd("models", "list", "--controls", "--json"))
+    with pytest.raises(UserError, match="not a LoRA: nothing was fetched"):
+        main(["models", "download", name, "--kind", "lora", "--root", str(tmp_path)])
 
 
 def test_a_file_is_verified_and_what_is_wrong_with_it_is_an_error(fastsd, exported, tmp_path):

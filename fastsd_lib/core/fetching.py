@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from fastsd_lib.core.https_client import PUBLIC, REDIRECTS, FetchRefused, Opened, Reach, open_url, refused
+from fastsd_lib.core.https_client import (
+    PUBLIC,
+    REDIRECTS,
+    Deadline,
+    FetchRefused,
+    Opened,
+    Reach,
+    open_url,
+    refused,
+)
 
 LONGEST_S = 20.0  # for all of it, redirects too
 CHUNK_BYTES = 64 * 1024
@@ -25,33 +33,34 @@ def fetch(
 
     `secrets` are headers that only this address's own host gets.
     """
-    deadline = time.monotonic() + LONGEST_S
-
-    def left() -> float:
-        return max(deadline - time.monotonic(), 0.1)
-
-    try:
-        opened = open_url(
-            url, {"accept": accept}, secrets=secrets, redirects=redirects, reach=reach, seconds_left=left
-        )
+    with Deadline(LONGEST_S) as deadline:
         try:
-            if opened.response.status != 200:
-                note = " (redirects are not followed)" if opened.response.status in REDIRECTS else ""
-                raise refused(url, f"answers {opened.response.status}{note}")
-            return _read(opened, most_bytes, deadline, left, url)
-        finally:
-            opened.connection.close()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise refused(url, f"cannot be fetched: {type(error).__name__}") from None
+            opened = open_url(
+                url, {"accept": accept}, secrets=secrets, redirects=redirects, reach=reach,
+                seconds_left=deadline.seconds_left, watch=deadline.watch,
+            )  # fmt: skip
+            try:
+                if opened.response.status != 200:
+                    note = " (redirects are not followed)" if opened.response.status in REDIRECTS else ""
+                    raise refused(url, f"answers {opened.response.status}{note}")
+                return _read(opened, most_bytes, deadline, url)
+            finally:
+                opened.connection.close()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            why = f"cannot be fetched: {type(error).__name__}"
+            # TimeoutError: each wait is given all the time that is left.
+            if deadline.over or isinstance(error, TimeoutError):
+                why = f"takes longer than {LONGEST_S:g} s"
+            raise refused(url, why) from None
 
 
-def _read(opened: Opened, most_bytes: int, deadline: float, left: Callable[[], float], url: str) -> bytes:
+def _read(opened: Opened, most_bytes: int, deadline: Deadline, url: str) -> bytes:
     data = bytearray()
     while True:
-        if time.monotonic() >= deadline:
-            raise refused(url, f"takes longer than {LONGEST_S:g} s")
-        opened.connection.wait_at_most(left())
+        opened.connection.wait_at_most(deadline.seconds_left())
         piece = opened.response.read1(CHUNK_BYTES)
+        if deadline.over:  # looked at before the end is believed: a connection that was cut ends too
+            raise TimeoutError
         if not piece:
             return bytes(data)
         data += piece

@@ -12,6 +12,8 @@ import ipaddress
 import re
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,15 +90,16 @@ def open_url(
 ) -> Opened:
     """GET `url`; with `redirects`, through as many. `secrets` are headers for the host of `home` (or of `url`) alone.
 
-    `seconds_left` bounds each wait on the socket; `watch` gets every connection before it is dialled, so that another
-    thread can `cut` it. FetchRefused for what must not be asked; OSError and HTTPException for what went wrong.
+    `seconds_left` bounds each wait on the socket, not all of them; `watch` gets every connection before it is dialled,
+    so that another thread can `cut` it, as `Deadline` does. FetchRefused for what must not be asked; OSError and
+    HTTPException for what went wrong.
     """
     home = home or parse_address(url, http_allowed=reach.http_allowed)
     hops: list[Mapping[str, str]] = []
     for _ in range(redirects + 1):
         address = parse_address(url, http_allowed=reach.http_allowed)
         addresses = reachable(address.host, address.port, url, reach)
-        connection = Dialled(address, addresses, seconds_left(), reach.context)
+        connection = Dialled(address, addresses, seconds_left, reach.context)
         watch(connection)
         try:
             sent = {"user-agent": USER_AGENT, **headers}
@@ -148,17 +151,22 @@ def is_public(address: str) -> bool:
         return False
     ip = getattr(ip, "ipv4_mapped", None) or ip
     carries = ip.version == 6 and any(ip in net for net in _CARRIERS)
-    return ip.is_global and not (carries or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local  # fec0::/10, which Python calls global
+    return ip.is_global and not (local or carries or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
 class Dialled(http.client.HTTPConnection):
     """A connection to addresses that were chosen before; TLS for `address.host` where it is https."""
 
     def __init__(
-        self, address: Address, addresses: list[str], timeout_s: float, context: ssl.SSLContext | None
+        self,
+        address: Address,
+        addresses: list[str],
+        seconds_left: Callable[[], float],
+        context: ssl.SSLContext | None,
     ) -> None:
-        super().__init__(address.host, address.port, timeout=timeout_s)
-        self.address, self._addresses = address, addresses
+        super().__init__(address.host, address.port)
+        self.address, self._addresses, self._seconds_left = address, addresses, seconds_left
         self._tls = (context or ssl.create_default_context()) if address.scheme == "https" else None
         self.default_port = 443 if self._tls else 80
         self._wire: socket.socket | None = None  # http.client forgets its socket while the body is still read
@@ -166,8 +174,10 @@ class Dialled(http.client.HTTPConnection):
 
     def connect(self) -> None:
         for number, address in enumerate(self._addresses, 1):
+            if self._cut:
+                raise ConnectionAbortedError
             try:
-                self.sock = socket.create_connection((address, self.port), timeout=self.timeout)
+                self.sock = socket.create_connection((address, self.port), timeout=self._seconds_left())
                 break
             except OSError:
                 if number == len(self._addresses):
@@ -182,6 +192,13 @@ class Dialled(http.client.HTTPConnection):
         if self._tls is not None:
             self.sock.do_handshake()
 
+    def getresponse(self) -> http.client.HTTPResponse:
+        response = super().getresponse()
+        if self._cut:  # http.client takes the end of what arrived for the end of the headers
+            response.close()
+            raise ConnectionAbortedError
+        return response
+
     def wait_at_most(self, seconds: float) -> None:
         """From now on, for each wait on the socket."""
         if self._wire is not None:
@@ -194,6 +211,40 @@ class Dialled(http.client.HTTPConnection):
             with suppress(OSError):
                 # Not SSLSocket's own: that one goes on to hand out what arrives, unread by TLS.
                 socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
+
+
+class Deadline:
+    """So many seconds for a whole request, redirects too: when they are over, its connection is cut.
+
+    The timeout of a socket is for one wait, and a server that drips a byte now and then never lets it pass.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._ends = time.monotonic() + seconds
+        self._connection: Dialled | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def seconds_left(self) -> float:
+        return max(self._ends - time.monotonic(), 0.1)
+
+    def watch(self, connection: Dialled) -> None:
+        self._connection = connection
+        if self.over:
+            connection.cut()
+
+    def _end(self) -> None:
+        self.over = True
+        if self._connection is not None:
+            self._connection.cut()
 
 
 def shown_url(url: str) -> str:

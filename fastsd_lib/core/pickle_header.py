@@ -10,7 +10,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,16 +21,18 @@ from fastsd_lib.core.file_kinds import HEAD_BYTES, UNKNOWN, kind_of_file, with_a
 from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.pickle_reader import (
     MAX_PICKLE_BYTES,
+    MAX_READS,
     Bounded,
     Foreign,
     Refused,
     StoredTensor,
     run_pickle,
 )
-from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, ByteRange, Tensor
+from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, HALF_A_CHARACTER, MAX_NAME, ByteRange, Tensor
 from fastsd_lib.core.text import escaped
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+MAX_TENSORS = 100_000  # the largest models have 5,000
 MAX_DIRECTORY_BYTES = 2 << 20  # a zip's list of entries: 2,500 tensors take a fifth of a megabyte
 OLD_FORMAT = (
     b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first of the pickles in a row, but for two to eleven bytes
@@ -38,6 +40,8 @@ OLD_FORMAT = (
 _NUMBERS_IN_A_ROW = 3  # magic number, protocol version, facts about the machine: what precedes the weights
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: mark, length of its name, of its extra fields
 _NOWHERE = (0, 0)
+# Ways to pack of which zipfile hands out no more than is asked for; PyTorch's own reader knows no others.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,13 @@ def read_pickle_header(path: Path, places: bool = True) -> PickleHeader:
         raise UserError(
             f"{path} cannot be read: {error.strerror}.", fix="check the path and who may read it."
         ) from None
-    stored = _named_tensors(value)
+    stored = _named_tensors(path, value)
     if not stored:
         raise _damaged(path, "holds no weights by name")
     if not compressed:
         _check_storages(path, stored, sizes)
     texts = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, str)}
+    _check_texts(path, stored, texts)
     tensors = {
         name: Tensor(one.dtype, one.shape, *_place(one, storages.get(one.storage)))
         for name, one in stored.items()
@@ -130,17 +135,43 @@ def read_pickle_header(path: Path, places: bool = True) -> PickleHeader:
     return PickleHeader(path, tensors, texts, compressed, stored, storages)
 
 
-def _named_tensors(value: Any) -> dict[str, StoredTensor]:
-    if not isinstance(value, dict):
-        return {}
-    inner = value.get("state_dict", value)
+def _named_tensors(path: Path, value: Any) -> dict[str, StoredTensor]:
+    """The weights by name. One dict can stand under many keys, so what comes of all of them is counted."""
+    outer = value.get("state_dict", value) if isinstance(value, dict) else None
     found: dict[str, StoredTensor] = {}
-    for key, one in inner.items() if isinstance(inner, dict) else ():
-        if isinstance(one, StoredTensor):
-            found[str(key)] = one
-        elif isinstance(one, dict):
-            found |= {f"{key}.{name}": each for name, each in one.items() if isinstance(each, StoredTensor)}
+    seen = tensors = letters = 0
+    for key, one in outer.items() if isinstance(outer, dict) else ():
+        seen += len(one) if isinstance(one, dict) else 1
+        if seen > MAX_READS:
+            raise _damaged(path, "lists more than a million things")
+        for words, tensor in _tensors_at(str(key), one):
+            tensors += 1
+            length = sum(map(len, words)) + len(words) - 1
+            letters += length
+            if length > MAX_NAME or letters > MAX_PICKLE_BYTES:
+                raise _damaged(path, f"names its tensors in {letters:,} letters")
+            if tensors > MAX_TENSORS:
+                raise _damaged(path, f"lists more than {MAX_TENSORS:,} tensors")
+            found[".".join(words)] = tensor
     return found
+
+
+def _tensors_at(key: str, one: Any) -> Iterator[tuple[tuple[str, ...], StoredTensor]]:
+    """The words of a name, not yet joined, and its tensor."""
+    if isinstance(one, StoredTensor):
+        yield (key,), one
+    elif isinstance(one, dict):
+        for name, each in one.items():
+            if isinstance(each, StoredTensor):
+                yield (key, str(name)), each
+
+
+def _check_texts(path: Path, names: Iterable[str], texts: Mapping[str, str]) -> None:
+    # One text can stand under many keys: little here, and endless where all of them are written.
+    if sum(len(key) + len(text) for key, text in texts.items()) > MAX_PICKLE_BYTES:
+        raise _damaged(path, "holds one text again and again")
+    if any(map(HALF_A_CHARACTER.search, (*names, *texts, *texts.values()))):
+        raise _damaged(path, "spells a name or a text with half a character (a lone surrogate)")
 
 
 def _place(one: StoredTensor, storage: Storage | None) -> tuple[int, int]:
@@ -193,6 +224,8 @@ def _from_zip(path: Path, places: bool) -> tuple[Any, dict[str, Storage], dict[s
     try:
         with path.open("rb") as handle, zipfile.ZipFile(_Modest(handle)) as archive:  # type: ignore[arg-type]
             entries = archive.infolist()
+            if any(one.compress_type not in _BOUNDED for one in entries):
+                raise _damaged(path, "is packed in a way that PyTorch cannot read")
             found = [one for one in entries if one.filename.endswith("/data.pkl")]
             if len(found) != 1:
                 raise _damaged(path, "is a zip, but not one of PyTorch's")
@@ -226,11 +259,11 @@ def _from_zip(path: Path, places: bool) -> tuple[Any, dict[str, Storage], dict[s
 
 
 def _refuse_big_endian(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    if (
-        name in archive.NameToInfo
-        and archive.getinfo(name).file_size < 16
-        and archive.read(name) != b"little"
-    ):
+    if name not in archive.NameToInfo or archive.getinfo(name).file_size >= 16:
+        return
+    with archive.open(name) as entry:
+        told = entry.read(16)  # a number, as read() alone unpacks all that is there, whatever the size says
+    if told != b"little":
         raise UserError(
             f"{path} was written on a machine that stores numbers the other way round.",
             fix="take the model's .safetensors file.",

@@ -17,6 +17,9 @@ from fastsd_lib.core.tensor_file import BYTES_PER_VALUE
 
 MAX_PICKLE_BYTES = 8 << 20  # of names and shapes: a large model has one megabyte of them
 MAX_READS = 1_000_000  # a checkpoint of 2,500 tensors takes 130,000; each can cost 80 bytes and a microsecond
+MAX_COPIED = (
+    100_000  # entries of ParameterDicts: an old embedding has one, and one state can be given to many
+)
 DTYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
@@ -216,6 +219,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     def __init__(self, program: Bounded) -> None:
         super().__init__(program)  # type: ignore[arg-type]
         self.storages: dict[str, tuple[int, int]] = {}
+        self._copied = 0
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
@@ -245,8 +249,11 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Parameters):
             inner = state.get("_parameters", {}) if isinstance(state, dict) else {}
-            for key, one in inner.items() if isinstance(inner, dict) and not target else ():
-                target[key] = one
+            if isinstance(inner, dict) and not target:
+                self._copied += len(inner)
+                if self._copied > MAX_COPIED:
+                    raise Refused("one list of parameters again and again")
+                target.update(inner)
         elif not isinstance(target, _Entries | Inert):
             raise Refused("a change to an object that is not its own")
 

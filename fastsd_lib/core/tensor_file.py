@@ -7,6 +7,7 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ MAX_HEADER_BYTES = 25_000_000  # the largest models have one megabyte; some carr
 MAX_ENTRIES = 1_000_000  # brackets in the header: each can cost a hundred times its byte
 MAX_SIDES = 64  # of a tensor
 MAX_NAME = 1000  # letters
+#: JSON and pickles can spell half of a surrogate pair alone, which no file can hold.
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 BYTES_PER_VALUE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -216,6 +219,8 @@ def _parse_header(
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "has metadata that is not text by name")
+    if any(map(HALF_A_CHARACTER.search, (*header, *metadata, *metadata.values()))):
+        raise _damaged(path, "spells a name or a text with half a character (a lone surrogate)")
     tensors = {name: _parse_entry(path, name, entry, data_start) for name, entry in header.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     expected = data_start

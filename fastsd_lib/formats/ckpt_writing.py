@@ -24,6 +24,7 @@ STORAGES = {
     "I64": "LongStorage", "I32": "IntStorage", "U8": "ByteStorage",
 }  # fmt: skip  # those that A1111's rule lets through
 ROOT = "archive"
+WEIGHTS = "state_dict"  # the entry that they are
 VERSION = b"3\n"
 ALIGNMENT_BYTES = 64  # of the data, so that a reader can map it
 ZIP64_FROM = 0xFFFF_FFFF  # sizes and places from here on need fields of 64 bits
@@ -44,13 +45,16 @@ def write_ckpt(
     Memory stays constant; the data is read back and compared beside the copying, where its checksums are taken as
     well. `extra`: numbers and texts, {"epoch": 0, "global_step": 0} unless given. `hash_key` names an entry of it that
     receives "0x" + sha256 over all tensor data. `named`: what the user calls the file while `path` is a scratch one.
-    UserError for a dtype that old loaders refuse, and when the disk gives back other bytes than it was given.
+    UserError for a dtype that old loaders refuse, and when the disk gives back other bytes than it was given;
+    ValueError for an `extra` that would replace the weights.
     """
     named = named or path
     _refuse_new_dtypes(tensors, named)
     extra = dict({"epoch": 0, "global_step": 0} if extra is None else extra)
     if hash_key:
         extra[hash_key] = "0x" + "?" * 64
+    if WEIGHTS in extra:  # the later of two entries is the one that a reader keeps
+        raise ValueError(f"{named.name}: an entry named {WEIGHTS!r} would replace the weights")
     program = state_dict_pickle(tensors, extra)
     # Readers take the name before the first slash of the first entry; PyTorch puts the pickle there.
     entries = [_Entry(f"{ROOT}/data.pkl", len(program))]
@@ -85,7 +89,7 @@ def write_ckpt(
 def state_dict_pickle(tensors: Sequence[NewTensor], extra: Mapping[str, int | str]) -> bytes:
     """The program that builds `{"state_dict": {...}, **extra}`, tensor N from storage N (pickle protocol 2)."""
     program = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, pickle.MARK]
-    program += [_value("state_dict"), pickle.EMPTY_DICT, pickle.MARK]
+    program += [_value(WEIGHTS), pickle.EMPTY_DICT, pickle.MARK]
     for number, tensor in enumerate(tensors):
         program += [_value(tensor.name), _tensor(tensor, number)]
     program += [pickle.SETITEMS]

@@ -23,6 +23,7 @@ from fastsd_lib.formats.control_names import (
     layout_is_sound,
 )
 from fastsd_lib.formats.key_maps import missing_modules, rename
+from fastsd_lib.formats.modelspec import HASHES
 from fastsd_lib.formats.part_writing import WEIGHTS, check_target, write_part
 from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.stored_weight import Weight
@@ -66,9 +67,7 @@ def convert_control(
     else:
         control = open_control_file(source, open_weights)
         config, tensors, kept = _control(control, naming, dtype)
-    carried = {
-        key: value for key, value in file.metadata.items() if key not in ("format", "modelspec.hash_sha256")
-    }
+    carried = {key: value for key, value in file.metadata.items() if key not in ("format", *HASHES)}
     return write_part(target, config, tensors, carried | kept, report)
 
 

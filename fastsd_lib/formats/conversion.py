@@ -7,15 +7,15 @@ read back, and under its name only when it is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import write_text
 from fastsd_lib.core.model_files import Family, ModelFiles
 from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.said_prediction import EDM_MARKS, said_beside
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.formats import model_source
 from fastsd_lib.formats.ckpt_file import open_weights
@@ -41,6 +41,7 @@ from fastsd_lib.formats.vocabulary import missing_tokenizers
 from fastsd_lib.formats.weights import MARKS
 
 TRANSFORMER_MARKS = ("double_blocks.0.", "single_transformer_blocks.0.", "joint_blocks.0.")
+EDM_NOTE = "It is drawn by EDM's formulas, as CosXL and Playground 2.5 are"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def convert_model(
     """Write the whole model `source` as `target`: a single file by its suffix, else a Diffusers folder.
 
     Of SD 1.x, 2.x, SDXL, SD3 and Flux. UserError for what cannot be expressed there; nothing is left under the name of
-    `target` then.
+    `target` then. A file that is there already is replaced once the new one is whole; a folder is not.
     """
+    if source.absolute().resolve() == target.absolute().resolve():
+        raise UserError(f"{target} is the source itself.", fix="name another file or folder to write to.")
     if (source / TRANSFORMER).is_file() or is_transformer_folder(source):
         return _transformer_folder(source, target, choices, report)
     if source.is_dir():
@@ -97,17 +100,19 @@ def convert_model(
 
 def _to_file(source: Source, target: Path, choices: ConversionChoices, report: Report) -> ConvertedModel:
     tensors = single_file_plan(source.kind, source.configs, source.parts, source.extras, choices.dtype)
-    scheduler = json.loads(source.configs.get(SCHEDULER, "{}"))
-    if scheduler.get("prediction_type") == "v_prediction":
-        zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    facts = Facts.of(source.kind, source.configs)
+    if any(name in EDM_MARKS for name in source.extras):
+        facts = replace(facts, prediction="edm")
+    if facts.prediction == "v_prediction":
+        zero_snr = bool(json.loads(source.configs.get(SCHEDULER, "{}")).get("rescale_betas_zero_snr"))
         if zero_snr or source.kind.startswith("sdxl"):
             tensors += [mark(name) for name in MARKS[: 1 + zero_snr]]
-    header = modelspec(target.stem, Facts.of(source.kind, source.configs))
+    header = modelspec(target.stem, facts)
     if not is_stock(source.configs, source.kind):
         header[METADATA_KEY] = pack(source.configs)
     header |= as_text(choices.metadata)
-    write_file(target, tensors, header, report, choices.sha256)
-    notes = _yaml_beside(target, source.kind, source.configs)
+    yaml, notes = _yaml_beside(target, facts, lambda: source.configs)
+    write_file(target, tensors, header, report, choices.sha256, yaml)
     return ConvertedModel(family_of(source.configs), "single_file", target, (*source.notes, *notes))
 
 
@@ -116,6 +121,8 @@ def _to_folder(source: Source, target: Path, choices: ConversionChoices, report:
     extras = [new_tensor(name, (weight,), choices.dtype) for name, weight in source.extras.items()]
     write_folder(target, source.configs, planned, extras, report)
     notes = (*source.notes, *_missing(source.configs, target))
+    if any(name in EDM_MARKS for name in source.extras):
+        notes += (f"{EDM_NOTE}: {SCHEDULER} does not fit it, put one of diffusers' EDM schedulers there.",)
     return ConvertedModel(family_of(source.configs), "diffusers", target, notes)
 
 
@@ -132,25 +139,38 @@ def _repack(file: TensorFile, target: Path, choices: ConversionChoices, report: 
     facts = file_facts(file, kind)
     kept = {key: value for key, value in file.metadata.items() if key not in HASHES}
     header = modelspec(target.stem, facts) | kept | as_text(choices.metadata)
-    write_file(target, tensors, header, report, choices.sha256)
-    if needs_yaml(kind, facts.channels, facts.prediction):
-        notes += _yaml_beside(target, kind, file_configs(file, choices.config_from))
+    yaml, told = _yaml_beside(target, facts, lambda: file_configs(file, choices.config_from))
+    write_file(target, tensors, header, report, choices.sha256, yaml)
     family = "sdxl" if kind.startswith("sdxl") else kind
-    return ConvertedModel(cast(Family, family), "single_file", target, notes)
+    return ConvertedModel(cast(Family, family), "single_file", target, notes + told)
 
 
-def _yaml_beside(target: Path, kind: str, configs: Mapping[str, str]) -> tuple[str, ...]:
-    """Write the .yaml that A1111 needs for a model that predicts velocity; the note that it is there."""
-    channels = json.loads(configs["unet/config.json"]).get("in_channels", 4)
-    prediction = json.loads(configs.get(SCHEDULER, "{}")).get("prediction_type", "epsilon")
-    if not needs_yaml(kind, channels, prediction):
-        return ()
+def _yaml_beside(
+    target: Path, facts: Facts, configs: Callable[[], Mapping[str, str]]
+) -> tuple[str, tuple[str, ...]]:
+    """The text of the .yaml that A1111 needs for a model that predicts velocity ("": none), and notes on what it predicts.
+
+    UserError when a .yaml of that name is there and says another thing: A1111 would go by it.
+    """
+    if facts.prediction == "edm":
+        return "", (f"{EDM_NOTE}: no header entry says so.",)
+    if not needs_yaml(facts.kind, facts.channels, facts.prediction):
+        return "", ()
     beside = target.with_suffix(".yaml")
-    if not beside.exists():
-        write_text(beside, velocity_yaml(kind, configs))
-    return (
-        f"{beside.name} beside it tells A1111 and Forge that it predicts velocity: keep the two together.",
-    )
+    if facts.guessed:  # written down it would be a fact to the next who reads it
+        note = f"Nothing says what the model predicts, velocity by the look of its weights: no {beside.name} is written."
+        return "", (note,)
+    text = velocity_yaml(facts.kind, configs())
+    kept = beside.exists() and not (beside.is_file() and beside.read_bytes() == text.encode())
+    if kept and said_beside(target) != "v_prediction":
+        raise UserError(
+            f"{beside} is there already and does not say that this model predicts velocity.",
+            fix="name another file to write to, or move the .yaml away first.",
+        )
+    note = f"{beside.name} beside it tells A1111 and Forge that it predicts velocity: keep the two together."
+    if kept:
+        note += " It was there already, with other settings than those made here, and is kept."
+    return text, (note,)
 
 
 def _missing(configs: Mapping[str, str], target: Path) -> tuple[str, ...]:
@@ -178,11 +198,12 @@ def _transformer_folder(
     source: Path, target: Path, choices: ConversionChoices, report: Report
 ) -> ConvertedModel:
     from fastsd_lib.formats.transformer_files import plan_export, plan_folder
+    from fastsd_lib.formats.transformer_words import piece_files
 
     _refuse_averages(source, choices)
     if not is_file_name(target):
         configs, parts = plan_folder(source, choices.dtype, choices.vae)
-        write_folder(target, configs, parts, [], report)
+        write_folder(target, configs, parts, [], report, copies=piece_files(source))
         family = _transformer_family(tensor.name for tensor in parts["transformer"])
         return ConvertedModel(family, "diffusers", target, _vae_notes(choices, family))
     tensors, header = plan_export(source, choices.dtype, vae=choices.vae)

@@ -7,12 +7,12 @@ the latents and what the output means: those are the family's (SD 2.x and SDXL h
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsd_lib.core import said_prediction as said
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.formats.casting import to_float32
@@ -20,12 +20,11 @@ from fastsd_lib.formats.configs import TOKENIZER_FILES, family_of
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES, single_file_kind
 from fastsd_lib.formats.known_configs import NAMES, VELOCITY, bundled, inner_tensors, known_name, modern_names
 from fastsd_lib.formats.shapes import text_config, unet_config, vae_config
+from fastsd_lib.formats.vocabulary import NOT_LENT
 
 FIRST = BODY_PREFIXES["unet"] + "input_blocks.0.0.weight"
 SCHEDULER = "scheduler/scheduler_config.json"
-# SD 2.x: the spread of these numbers is above 0.09 in models that predict velocity (a finding of ComfyUI's).
-TELLING_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-VELOCITY_SPREAD = 0.09
+_BIAS = BODY_PREFIXES["unet"] + said.TELLING_BIAS
 
 
 @dataclass(frozen=True)
@@ -73,41 +72,43 @@ def fit_configs(
 
 
 def said_prediction(file: TensorFile, named: Path) -> Prediction | None:
-    """What the file, or the .yaml of the name `named` beside it, says of its output."""
-    if "v_pred" in file.tensors:  # the mark that SDXL models carry
-        return Prediction("v_prediction", zero_snr="ztsnr" in file.tensors)
-    said = file.metadata.get("modelspec.prediction_type", "").lower()
-    if said in ("v", "v_prediction", "epsilon"):
-        return Prediction("epsilon" if said == "epsilon" else "v_prediction")
-    beside = named.with_suffix(".yaml")
-    if beside.is_file() and beside.stat().st_size < 1 << 20:
-        text = beside.read_text("utf-8", errors="replace")
-        found = re.search(r"^\s*parameterization:\s*[\"']?(v|eps)\b", text, re.MULTILINE)
-        if found:
-            return Prediction("v_prediction" if found[1] == "v" else "epsilon")
-    return None
+    """What the file, or the .yaml of the name `named` beside it, says of its output.
+
+    None as well for an EDM model (`predicts_edm`): no scheduler config of these families expresses it.
+    """
+    kind = said.said_prediction(file.tensors, file.metadata, named)
+    if kind in ("", "edm"):
+        return None
+    zero_snr = all(mark in file.tensors for mark in ("v_pred", "ztsnr"))  # the marks that SDXL models carry
+    return Prediction(kind, zero_snr)
+
+
+def predicts_edm(file: TensorFile) -> bool:
+    """Whether it is drawn by the formulas of EDM (arXiv:2206.00364), as CosXL and Playground 2.5 are."""
+    return said.said_prediction(file.tensors, file.metadata, file.path) == "edm"
 
 
 def guessed_prediction(file: TensorFile, kind: str) -> Prediction:
     """Only SD 2.x leaves a doubt: all other families predict noise unless they are marked."""
     if kind != "sd2":
         return Prediction("epsilon")
-    bias = file.tensors.get(TELLING_BIAS)
+    bias = file.tensors.get(_BIAS)
     if bias and unet_channels(file) == 4 and bias.dtype in ("F16", "BF16", "F32"):
         import numpy as np
 
-        numbers = to_float32(np.frombuffer(b"".join(file.chunks(TELLING_BIAS)), np.uint8), bias.dtype)
+        numbers = to_float32(np.frombuffer(b"".join(file.chunks(_BIAS)), np.uint8), bias.dtype)
         return Prediction(
-            "v_prediction" if numbers.astype(np.float64).std() > VELOCITY_SPREAD else "epsilon", guessed=True
+            "v_prediction" if numbers.astype(np.float64).std() > said.VELOCITY_SPREAD else "epsilon",
+            guessed=True,
         )
     return Prediction("epsilon", guessed=True)
 
 
 def _said(prediction: Prediction) -> dict[str, Any]:
-    said: dict[str, Any] = {"prediction_type": prediction.kind}
+    entries: dict[str, Any] = {"prediction_type": prediction.kind}
     if prediction.zero_snr:
-        said["rescale_betas_zero_snr"] = True
-    return said | ({"fastsd_guessed": True} if prediction.guessed else {})
+        entries["rescale_betas_zero_snr"] = True
+    return entries | ({"fastsd_guessed": True} if prediction.guessed else {})
 
 
 def _derived(
@@ -170,7 +171,7 @@ def _vocabulary(
             fix="name a Diffusers folder of the same kind, or of Stable Diffusion 1.5, to take the tokenizer from.",
         )
     texts = {}
-    for name in TOKENIZER_FILES:
+    for name in (one for one in TOKENIZER_FILES if one not in NOT_LENT):
         text = lent.get(f"tokenizer/{name}")
         if text and pads_with_zero and name in ("tokenizer_config.json", "special_tokens_map.json"):
             text = json.dumps(json.loads(text) | {"pad_token": "!"}, indent=2)

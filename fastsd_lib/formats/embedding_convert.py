@@ -19,6 +19,7 @@ from fastsd_lib.core.text import escaped, one_line
 from fastsd_lib.formats.casting import READABLE, to_float32
 from fastsd_lib.formats.ckpt_file import open_weights
 from fastsd_lib.formats.model_writing import write_file
+from fastsd_lib.formats.modelspec import HASHES
 from fastsd_lib.formats.plans import new_tensor
 from fastsd_lib.formats.stored_weight import Weight
 
@@ -67,9 +68,7 @@ def convert_embedding(
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{WIDTHS[widths]}/textual-inversion",
         }
-    carried = {
-        key: value for key, value in file.metadata.items() if key not in ("format", "modelspec.hash_sha256")
-    }
+    carried = {key: value for key, value in file.metadata.items() if key not in ("format", *HASHES)}
     given = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in (metadata or {}).items()}
     tensors = [replace(tensor, name=name) for name, tensor in found.items()]
     write_file(target, tensors, header | carried | given, report, sha256=True)

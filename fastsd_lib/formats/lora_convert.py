@@ -29,6 +29,7 @@ from fastsd_lib.formats.lora_settings import ADAPTER_METADATA, KEPT, NOTE
 from fastsd_lib.formats.lora_to_kohya import Blocks, to_kohya
 from fastsd_lib.formats.lora_to_peft import to_peft
 from fastsd_lib.formats.model_writing import write_file
+from fastsd_lib.formats.modelspec import HASHES
 
 Naming = Literal["kohya", "peft", "diffusers"]
 _IN_FOLDERS = (
@@ -38,15 +39,7 @@ _IN_FOLDERS = (
     "adapter_model.bin",
 )
 # Metadata that is true of the old file alone; the hashes are over its bytes.
-_STALE = (
-    "sshs_model_hash",
-    "sshs_legacy_hash",
-    "modelspec.hash_sha256",
-    ADAPTER_METADATA,
-    NOTE,
-    KEPT,
-    "format",
-)
+_STALE = (*HASHES, ADAPTER_METADATA, NOTE, KEPT, "format")
 
 
 def convert_lora(

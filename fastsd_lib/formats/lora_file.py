@@ -24,7 +24,6 @@ from fastsd_lib.core.progress import silent
 from fastsd_lib.core.tensor_file import NewTensor, TensorFile, read_tensor_file, write_tensor_file
 from fastsd_lib.formats.casting import cast_chunks, target_dtype
 from fastsd_lib.formats.configs import read_configs
-from fastsd_lib.formats.parts import Parts
 from fastsd_lib.formats.weights import Weight, folder_weights
 from fastsd_lib.formats.writing import write_and_verify
 
@@ -125,29 +124,11 @@ def read_lora(path: Path) -> dict[str, Correction]:
     return found
 
 
-@torch.no_grad()
-def merge_lora(parts: Parts, path: Path, strength: float = 1.0) -> int:
-    """Add a LoRA file to live modules, for drawing; returns how many weights changed.
-
-    UserError, and nothing changed, when the file was made for a model of another shape.
-    """
-    corrections = read_lora(path)
-    weights = {
-        module_key(part, name.removesuffix(".weight")): parameter
-        for part in PREFIXES
-        for name, parameter in getattr(parts, part).named_parameters()
-        if name.endswith(".weight")
-    }
-    _refuse_misfits(path, corrections, {key: tuple(one.shape) for key, one in weights.items()})
-    for key, correction in corrections.items():
-        weights[key].copy_(correction.added_to(weights[key], strength))
-    return len(corrections)
-
-
 def write_merged(model: ModelFiles, path: Path, out: Path) -> list[Path]:
     """The base model's parts with the LoRA file added: `out`/unet.safetensors, `out`/text_encoder.safetensors.
 
-    `model` is a Diffusers folder; a part that the file does not touch is not written. Constant memory.
+    `model` is a Diffusers folder; a part that the file does not touch is not written. Constant memory. UserError, and
+    nothing written, when the file was made for a model of another shape.
     """
     corrections = read_lora(path)
     folder = folder_weights(model.path, read_configs(model.path))

@@ -31,6 +31,7 @@ from fastsd_lib.formats.merge_sources import (
     open_model,
     open_vae,
 )
+from fastsd_lib.formats.modelspec import HASHES
 from fastsd_lib.formats.writing import write_and_verify
 
 Method = Literal["weighted_sum", "add_difference", "none"]
@@ -42,7 +43,7 @@ METHOD_LABELS: dict[str, str] = {
 }
 _NEEDED = {"none": "a", "weighted_sum": "ab", "add_difference": "abc"}
 _ROOM_BYTES = 64 << 20  # beside the file itself
-_OWN_KEYS = ("sd_merge_recipe", "sd_merge_models", "modelspec.hash_sha256", "modelspec.date", METADATA_KEY)
+_OWN_KEYS = ("sd_merge_recipe", "sd_merge_models", *HASHES, "modelspec.date", METADATA_KEY)
 
 
 class Stopped(UserError):

@@ -16,6 +16,7 @@ from fastsd_lib.formats.derived_configs import fit_configs
 from fastsd_lib.formats.folder_extras import folder_extras
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, TEXT_PREFIXES, single_file_kind
 from fastsd_lib.formats.known_configs import NAMES, bundled
+from fastsd_lib.formats.model_writing import OPTIONAL_PARTS
 from fastsd_lib.formats.stored_weight import Weights
 from fastsd_lib.formats.vae_file import read_vae
 from fastsd_lib.formats.vocabulary import cached_tokenizer, lent_configs
@@ -47,12 +48,26 @@ def open_folder(folder: Path) -> Source:
     family = pipeline_configs.family_of(configs)
     kind = "sdxl_refiner" if family == "sdxl" and "text_encoder/config.json" not in configs else family
     parts = folder_weights(folder, configs)
-    notes = []
+    return Source(folder, kind, configs, parts, folder_extras(folder, kind), _left_out(folder))
+
+
+def _left_out(folder: Path) -> tuple[str, ...]:
+    """A line for what is in a folder and in nothing that is made of it."""
+    there = [part for part in OPTIONAL_PARTS if (folder / part).is_dir()]
     if (folder / "depth_estimator").is_dir():
-        notes.append(
+        there = [part for part in there if part != "feature_extractor"]  # belongs to the depth estimator
+        notes = [
             "depth_estimator/ is left out: single files hold MiDaS under other names, which A1111 fetches itself."
+        ]
+    else:
+        notes = []
+    if there:
+        parts = " and ".join(f"{part}/" for part in there)
+        notes.append(
+            f"{parts} {'is' if len(there) == 1 else 'are'} left out: pictures are drawn without. A Diffusers folder can "
+            "have a copy, and an entry in its model_index.json, again."
         )
-    return Source(folder, kind, configs, parts, folder_extras(folder, kind), tuple(notes))
+    return tuple(notes)
 
 
 def open_file(file: TensorFile, config_from: Path | None, ema: str) -> Source:
@@ -69,15 +84,18 @@ def open_file(file: TensorFile, config_from: Path | None, ema: str) -> Source:
     return Source(file.path, kind, configs, parts, extras, (*notes, *_told(configs)))
 
 
-def file_configs(file: TensorFile, config_from: Path | None) -> dict[str, str]:
-    """The configs of a single file: its own, else those that a folder lends, else what was published with its shapes."""
+def file_configs(file: TensorFile, config_from: Path | None, named: Path | None = None) -> dict[str, str]:
+    """The configs of a single file: its own, else those that a folder lends, else what was published with its shapes.
+
+    `named`: the file that the user named, when `file` is the copy of a .ckpt.
+    """
     packed = file.metadata.get(pipeline_configs.METADATA_KEY)
     if packed:
         return pipeline_configs.unpack(packed, file.path)
     if config_from is None:
         words = next((t for key, t in file.tensors.items() if key.endswith("token_embedding.weight")), None)
         config_from = cached_tokenizer(words.shape[0]) if words else None
-    return fit_configs(file, lent_configs(config_from) if config_from else {}, config_from)
+    return fit_configs(file, lent_configs(config_from) if config_from else {}, config_from, named)
 
 
 def names_to_take(file: TensorFile, ema: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -88,7 +106,7 @@ def names_to_take(file: TensorFile, ema: str) -> tuple[dict[str, str], tuple[str
     finds them without.
     """
     averaged = [key for key in file.tensors if key.startswith(EMA)]
-    names = {_with_text_model(key): key for key in file.tensors if ema == "keep" or not key.startswith(EMA)}
+    names = {_spelled_out(key): key for key in file.tensors if ema == "keep" or not key.startswith(EMA)}
     if ema == "use":
         if not averaged:
             raise UserError(
@@ -187,7 +205,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
-def _with_text_model(key: str) -> str:
+def _spelled_out(key: str) -> str:
+    """A text encoder's name within a whole file, with the `text_model.` that some programs left out."""
     for prefix in CLIP_PREFIXES:
         if key.startswith(prefix) and key[len(prefix) :].startswith(CLIP_MODULES):
             return f"{prefix}text_model.{key[len(prefix) :]}"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, fsync_path, plain_disk_errors, remove_leftovers, write_text
@@ -20,7 +21,7 @@ from fastsd_lib.formats.writing import write_and_verify
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt")
 STEMS = WEIGHT_NAMES | {"transformer": "diffusion_pytorch_model"}
-SMALL_FILES = (".json", ".txt", ".model")
+SMALL_FILES = (".json", ".txt")
 # Parts that diffusers does without when model_index.json says so; no single file holds them.
 OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 HEADROOM = 1.01  # headers, configs, the disk's own books
@@ -32,17 +33,44 @@ def is_file_name(target: Path) -> bool:
 
 
 def write_file(
-    target: Path, tensors: list[NewTensor], header: Mapping[str, str], report: Report, sha256: bool
+    target: Path,
+    tensors: list[NewTensor],
+    header: Mapping[str, str],
+    report: Report,
+    sha256: bool,
+    yaml: str = "",
 ) -> None:
-    """One .safetensors or .ckpt. `sha256`: put the hash over all weights into its header."""
+    """One .safetensors or .ckpt; a file of that name is replaced once the new one is whole.
+
+    `sha256`: put the hash over all weights into its header. `yaml`: the text of the .yaml that has to stand beside it;
+    one that is there stays as it is.
+    """
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise UserError(
             f"{target.name} would hold two tensors of one name.", fix="download or copy the model again."
         )
     with plain_disk_errors(f"write {target.name}"):
         require_space(target.parent, tensors)
-        with atomic_path(target) as scratch:
+        with _yaml_first(target, yaml), atomic_path(target) as scratch:
             write_and_verify(scratch, target, tensors, header, report, hash_key=HASH_KEY if sha256 else "")
+
+
+@contextmanager
+def _yaml_first(target: Path, text: str) -> Iterator[None]:
+    """The .yaml is written before the model, which a kill between the two would leave to be drawn as noise.
+
+    It is removed again when the block fails, unless it was there before.
+    """
+    beside = target.with_suffix(".yaml")
+    if not text or beside.exists():
+        yield
+        return
+    write_text(beside, text)
+    try:
+        yield
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_folder(
@@ -51,13 +79,18 @@ def write_folder(
     parts: Mapping[str, list[NewTensor]],
     extras: list[NewTensor],
     report: Report,
+    copies: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """A Diffusers folder; it appears under its name when all of it is written. UserError when the name is taken.
 
     `configs`: path in the folder -> text. `extras`: what only single files hold, kept in a file of their own.
+    `copies`: path in the folder -> a small file that is no text.
     """
     with new_folder(target, [*extras, *(tensor for one in parts.values() for tensor in one)]) as scratch:
         _write_configs(scratch, configs, parts)
+        for name, place in copies.items():
+            with atomic_path(scratch / name) as file:
+                shutil.copyfile(place, file)
         files = {f"{part}/{STEMS.get(part, 'model')}.safetensors": one for part, one in parts.items()}
         for name, tensors in (files | ({EXTRAS_FILE: extras} if extras else {})).items():
             with atomic_path(scratch / name) as file:
@@ -76,6 +109,7 @@ def new_folder(target: Path, tensors: Iterable[NewTensor]) -> Iterator[Path]:
         require_space(target.parent, tensors)
         remove_leftovers(target)
         scratch = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+        _remove(scratch)
         try:
             yield scratch
             if target.exists():
@@ -84,6 +118,14 @@ def new_folder(target: Path, tensors: Iterable[NewTensor]) -> Iterator[Path]:
             fsync_path(target.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove(scratch: Path) -> None:
+    """Remove what another process with this process's number has left: containers count from 1 again and again."""
+    if scratch.is_dir() and not scratch.is_symlink():
+        shutil.rmtree(scratch)
+    else:
+        scratch.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, tensors: Iterable[NewTensor]) -> None:

@@ -13,7 +13,13 @@ from typing import Any
 
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.formats.configs import METADATA_KEY, unpack
-from fastsd_lib.formats.derived_configs import SCHEDULER, guessed_prediction, said_prediction, unet_channels
+from fastsd_lib.formats.derived_configs import (
+    SCHEDULER,
+    guessed_prediction,
+    predicts_edm,
+    said_prediction,
+    unet_channels,
+)
 from fastsd_lib.formats.known_configs import bundled, known_name
 
 PREFIX = "modelspec."
@@ -40,6 +46,7 @@ ARCHITECTURES = {
     ("sdxl_refiner", 4): "stable-diffusion-xl-v1-refiner",
 }
 SD2_VELOCITY = "stable-diffusion-v2-768-v"
+SD2_UNKNOWN = "stable-diffusion-v2"  # the two above say what it predicts
 # What the U-Net is shown besides latents -> how latent-diffusion's class is called and told so.
 _YAML_MODELS = {
     4: ("ldm.models.diffusion.ddpm.LatentDiffusion", "crossattn"),
@@ -58,7 +65,7 @@ class Facts:
 
     kind: str  # sd1, sd2, sdxl, sdxl_refiner
     channels: int = 4  # that the U-Net is shown
-    prediction: str = "epsilon"  # "epsilon", "v_prediction"
+    prediction: str = "epsilon"  # "epsilon", "v_prediction", "edm"
     side_px: int = 0  # of the pictures it was trained with; 0: unknown
     guessed: bool = (
         False  # nobody said what it predicts: a guess that is written down would be a fact to the next
@@ -72,14 +79,24 @@ class Facts:
         return cls(
             kind,
             unet.get("in_channels", 4),
-            scheduler.get("prediction_type", "epsilon"),
+            "edm" if is_edm(scheduler) else scheduler.get("prediction_type", "epsilon"),
             _latents(unet) * 2 ** (len(vae["block_out_channels"]) - 1),
             bool(scheduler.get("fastsd_guessed")),
         )
 
 
+def is_edm(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a folder's schedule is one for EDM models: EDMEulerScheduler, EDMDPMSolverMultistepScheduler."""
+    return str(scheduler.get("_class_name", "")).startswith("EDM")
+
+
 def file_facts(file: TensorFile, kind: str) -> Facts:
     """Of a single file, as far as it says them or its shapes are those of a published model."""
+    facts = _file_facts(file, kind)
+    return replace(facts, prediction="edm", guessed=False) if predicts_edm(file) else facts
+
+
+def _file_facts(file: TensorFile, kind: str) -> Facts:
     prediction = said_prediction(file, file.path) or guessed_prediction(file, kind)
     packed = file.metadata.get(METADATA_KEY)
     if packed:
@@ -95,8 +112,8 @@ def modelspec(title: str, facts: Facts) -> dict[str, str]:
     """The header entries of a model."""
     velocity = facts.prediction == "v_prediction"
     architecture = ARCHITECTURES.get((facts.kind, facts.channels), ARCHITECTURES[facts.kind, 4])
-    if velocity and architecture == ARCHITECTURES["sd2", 4]:
-        architecture = SD2_VELOCITY
+    if architecture == ARCHITECTURES["sd2", 4] and (velocity or facts.guessed):
+        architecture = SD2_UNKNOWN if facts.guessed else SD2_VELOCITY
     entries = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture,
@@ -106,7 +123,7 @@ def modelspec(title: str, facts: Facts) -> dict[str, str]:
     }
     if facts.side_px:
         entries["resolution"] = f"{facts.side_px}x{facts.side_px}"
-    if not facts.guessed:
+    if not facts.guessed and facts.prediction != "edm":  # ModelSpec has no word for it
         entries["prediction_type"] = "v" if velocity else facts.prediction
     return {"format": "pt"} | {PREFIX + name: value for name, value in entries.items()}
 

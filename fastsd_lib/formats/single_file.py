@@ -12,7 +12,8 @@ from fastsd_lib.core.pickle_header import is_pickled, read_pickle_header
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.tensor_file import TensorFile, read_tensor_file
 from fastsd_lib.formats import configs as pipeline_configs
-from fastsd_lib.formats.derived_configs import fit_configs
+from fastsd_lib.formats.ckpt_file import safetensors_copy
+from fastsd_lib.formats.vocabulary import missing_tokenizers
 
 
 def export_single_file(
@@ -62,8 +63,6 @@ def import_single_file(
 def open_single_file(path: Path, report: Report = silent) -> TensorFile:
     """A single-file model of either kind: a .safetensors as it is, a .ckpt by the copy that is made of it once."""
     if is_pickled(path):
-        from fastsd_lib.formats.ckpt_file import safetensors_copy  # torch loads here
-
         path = safetensors_copy(path, report=report)
     return read_tensor_file(path)
 
@@ -77,20 +76,20 @@ def carries_configs(path: Path) -> bool:
 def single_file_configs(
     source: TensorFile, config_from: Path | None = None, named: Path | None = None
 ) -> dict[str, str]:
-    """The configs and tokenizer that belong to a single file: its own, else with the help of a folder.
+    """The configs and tokenizer that belong to a single file, as `file_configs` finds them, to draw with.
 
-    `named`: the file that the user named, when `source` is the copy of a .ckpt.
+    `named`: the file that the user named, when `source` is the copy of a .ckpt. UserError when no tokenizer is found.
     """
-    packed = source.metadata.get(pipeline_configs.METADATA_KEY)
-    if packed:
-        return pipeline_configs.unpack(packed, source.path)
-    if config_from is None:
+    from fastsd_lib.formats.model_source import file_configs
+
+    configs = file_configs(source, config_from, named)
+    if pipeline_configs.METADATA_KEY not in source.metadata and missing_tokenizers(configs):
         raise UserError(
             f"{source.path} holds weights only, no configs and no tokenizer.",
             fix="name a Diffusers folder of the same kind to take them from (SD 1.5 for SD 1.5; for SD 2 and SDXL "
             "that of SD 1.5 will do, which has the same words).",
         )
-    return fit_configs(source, pipeline_configs.read_configs(config_from), config_from, named)
+    return configs
 
 
 def _refuse_other_suffixes(out: Path) -> None:

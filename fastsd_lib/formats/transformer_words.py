@@ -10,7 +10,7 @@ from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.formats.configs import TOKENIZER_FILES
 from fastsd_lib.formats.transformer_configs import FAMILIES, TEXT_ENCODERS, TRANSFORMER, Configs
-from fastsd_lib.formats.vocabulary import cached_tokenizer
+from fastsd_lib.formats.vocabulary import NOT_LENT, cached_tokenizer
 
 # What a text encoder's tokenizer cannot be without, as diffusers' folders have it.
 NEEDED = {
@@ -18,13 +18,27 @@ NEEDED = {
     "clip_g": ("vocab.json", "merges.txt"),
     "t5xxl": ("tokenizer.json",),
 }
+T5_PIECES = "spiece.model"  # the same words for its slow tokenizer, and all that older folders have; no text
 T5_SPARE = 128  # rows of T5's matrix that no word has: 32,128 for 32,000 pieces and 100 marks
 
 
 def missing_words(family: str, configs: Mapping[str, str], parts: Collection[str]) -> list[str]:
     """The tokenizers that the text encoders among `parts` need and `configs` lack."""
-    names = [_tokenizer(part) for part in TEXT_ENCODERS[family] if part in parts]
-    return [name for name in names if not any(key.startswith(f"{name}/") for key in configs)]
+    return [
+        _tokenizer(part)
+        for part, role in TEXT_ENCODERS[family].items()
+        if part in parts and not _has_words(configs, _tokenizer(part), role)
+    ]
+
+
+def _has_words(configs: Mapping[str, str], name: str, role: str) -> bool:
+    return f"{name}/tokenizer.json" in configs or all(f"{name}/{file}" in configs for file in NEEDED[role])
+
+
+def piece_files(folder: Path) -> dict[str, Path]:
+    """The tokenizers' files that are no text, by their path in the folder: what no config can carry."""
+    names = [f"tokenizer{number}/{T5_PIECES}" for number in ("", "_2", "_3")]
+    return {name: folder / name for name in names if (folder / name).is_file()}
 
 
 def import_notes(configs: Mapping[str, str], parts: Collection[str]) -> tuple[str, ...]:
@@ -92,7 +106,8 @@ def _fits(place: Path, role: str, size: int) -> bool:
 def _texts(place: Path, name: str, role: str) -> Configs:
     texts = {}
     for file in TOKENIZER_FILES:
-        if (place / file).is_file() and (role == "t5xxl" or file != "tokenizer.json"):  # the same words again
+        # tokenizer.json is T5's only list of words; of CLIP it has the same ones again, or the lender's own.
+        if (place / file).is_file() and (file not in NOT_LENT or file == NEEDED[role][0]):
             text = (place / file).read_text("utf-8-sig")
             if role == "clip_g" and file in ("tokenizer_config.json", "special_tokens_map.json"):
                 text = json.dumps(json.loads(text) | {"pad_token": "!"}, indent=2) + "\n"

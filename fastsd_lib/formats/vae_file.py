@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.tensor_file import TensorFile
+from fastsd_lib.core.text import escaped
+from fastsd_lib.formats.configs import read_config
 from fastsd_lib.formats.key_maps import BODY_PREFIXES, rename, vae_table
 from fastsd_lib.formats.shapes import vae_config
 from fastsd_lib.formats.single_file import open_single_file
 from fastsd_lib.formats.weights import Weight, Weights, check_complete, modern_name, part_files
+
+CLASS = "AutoencoderKL"
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +63,7 @@ def read_vae(
                 f"{path} is no folder of a VAE: config.json is missing.",
                 fix="name the folder that holds config.json and diffusion_pytorch_model.safetensors.",
             )
-        config = read_json(folder / "config.json") | {"_class_name": "AutoencoderKL"}
+        config = _folder_config(folder)
         found = part_files(folder, "diffusion_pytorch_model")
         weights = {
             modern_name("vae", key): Weight(file, key, file.tensors[key].shape) for key, file in found.items()
@@ -68,6 +72,17 @@ def read_vae(
         config, weights = _from_file(open_file(path), path)
     check_complete(path, "vae", weights, vae_table(config))
     return config, weights
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    said = config.get("_class_name", CLASS) if isinstance(config, dict) else CLASS
+    if said != CLASS:
+        raise UserError(
+            f"{folder} is no VAE known here: its config.json says {escaped(str(said))[:100]}, not {CLASS}.",
+            fix="take a VAE of the model's family; a tiny one (TAESD) has the same names everywhere.",
+        )
+    return read_config(folder / "config.json", "vae/config.json") | {"_class_name": CLASS}
 
 
 def _from_file(file: TensorFile, origin: Path) -> tuple[dict[str, Any], Weights]:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastsd_lib.core.files import read_json
-from fastsd_lib.formats.configs import TOKENIZER_FILES, read_configs
+from fastsd_lib.formats.configs import TOKENIZER_FILES, read_config, read_configs, read_small_text
 
 WORDS = ("vocab.json", "merges.txt")
+# The same vocabulary a second time, and words that only the lender's text encoder has rows for.
+NOT_LENT = ("tokenizer.json", "added_tokens.json")
 START = "<|startoftext|>"
 MAX_VOCABULARY_BYTES = 16 << 20
 
@@ -29,11 +31,11 @@ def lent_configs(folder: Path) -> dict[str, str]:
 
 def tokenizer_texts(place: Path) -> dict[str, str]:
     """A tokenizer's files, as those of the first tokenizer of a pipeline."""
-    return {
-        f"tokenizer/{name}": (place / name).read_text("utf-8")
-        for name in TOKENIZER_FILES
-        if (place / name).is_file() and name != "tokenizer.json"  # the same vocabulary a second time
-    }
+    names = [name for name in TOKENIZER_FILES if (place / name).is_file() and name not in NOT_LENT]
+    for name in names:
+        if name.endswith(".json"):
+            read_config(place / name, f"tokenizer/{name}")  # says what is damaged
+    return {f"tokenizer/{name}": read_small_text(place / name) for name in names}
 
 
 def cached_tokenizer(vocabulary: int) -> Path | None:
@@ -61,4 +63,5 @@ def missing_tokenizers(configs: Mapping[str, str]) -> list[str]:
     """The tokenizers that a pipeline with these configs names and lacks."""
     index = json.loads(configs.get("model_index.json", "{}"))
     named = [name for name in ("tokenizer", "tokenizer_2") if (index.get(name) or [None])[0]]
-    return [name for name in named if f"{name}/vocab.json" not in configs]
+    held = ("vocab.json", "tokenizer.json")  # either has all words
+    return [name for name in named if not any(f"{name}/{file}" in configs for file in held)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import read_json
 from fastsd_lib.core.tensor_file import TensorFile, read_tensor_file
 from fastsd_lib.core.text import escaped
+from fastsd_lib.formats.completeness import missing_tensors, wrong_shape
 from fastsd_lib.formats.configs import family_of
 from fastsd_lib.formats.key_maps import (
     BODY_PREFIXES,
@@ -75,7 +77,7 @@ def folder_weights(folder: Path, configs: Mapping[str, str]) -> dict[str, Weight
             ):  # 0, 1, 2 ...: current transformers refuse it, others make it
                 found[modern_name(part, key)] = Weight(file, key, file.tensors[key].shape)
         _refuse_strangers(folder / part, [name for name in found if rename(name, table) is None], label)
-        check_complete(folder / part, part, found, table)
+        check_complete(folder / part, part, found, table, json.loads(configs[f"{part}/config.json"]))
         parts[part] = found
     return parts
 
@@ -126,7 +128,7 @@ def sorted_out(
             else:
                 strangers.append(name)
     for part, found in parts.items():
-        check_complete(file.path, part, found, tables[part])
+        check_complete(file.path, part, found, tables[part], json.loads(configs[f"{part}/config.json"]))
     _refuse_strangers(file.path, strangers, FAMILY_LABELS[kind])
     return parts, extras
 
@@ -234,14 +236,23 @@ def _with_text_model(name: str) -> str:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def check_complete(origin: Path, part: str, names: Iterable[str], table: Table) -> None:
-    """UserError when modules that every model of this shape has are without a tensor."""
-    missing = missing_modules(set(names), table)
+def check_complete(
+    origin: Path, part: str, found: Weights, table: Table, config: Mapping[str, Any] | None = None
+) -> None:
+    """UserError when weights are missing that every model of this shape has, or `config` has others in mind."""
+    fix = "the configs are another model's, or the file is incomplete: take its own configs."
+    missing, what = missing_modules(set(found), table), "modules"
+    if not missing:
+        missing, what = missing_tensors(part, found, table, config or {}), "tensors"
     if missing:
         raise UserError(
-            f"{origin} lacks {len(missing)} modules that a {part} of this shape has, first {missing[0]}.",
-            fix="the configs are another model's, or the file is incomplete: take its own configs.",
+            f"{origin} lacks {len(missing)} {what} that a {part} of this shape has, first {missing[0]}.",
+            fix=fix,
         )
+    wrong = wrong_shape(part, found, config) if config else None
+    if wrong:
+        name, sides, wanted = wrong
+        raise UserError(f"{origin}: {name} is {sides}, which its config says is {wanted}.", fix=fix)
 
 
 def _refuse_strangers(origin: Path, names: list[str], label: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.model_files import FAMILY_NAMES
 from fastsd_lib.core.text import escaped
+from fastsd_lib.models.kind import base_name, sd3_build
 from fastsd_lib.models.known_models import read_bundled, source_problems
 
 BUNDLED = Path(__file__).with_name("known_controls.yaml")
@@ -26,6 +26,7 @@ class KnownControl:
     purpose: str  # "canny", "depth" ...: what somebody asks for
     family: str  # the base models that it fits
     mirrors: tuple[str, ...]  # in order, as in known_models.yaml
+    variant: str = ""  # the one of that family that it fits, as `identify` calls it: "3.5 large"; "" = all
     kind: Layer = "controlnet"
     preprocessor: str = "none"  # A1111's name of what makes its control picture
     purposes: tuple[str, ...] = ()  # all that it can do, where that is more than one thing
@@ -52,15 +53,25 @@ def known_controls() -> tuple[KnownControl, ...]:
     return read_bundled(KnownControl, BUNDLED)
 
 
-def controls_for(family: str, kind: Layer | None = "controlnet") -> tuple[KnownControl, ...]:
-    """Those that fit base models of this family; `kind` None = adapters of every build."""
-    return tuple(one for one in known_controls() if one.family == family and kind in (None, one.kind))
+def controls_for(
+    family: str, kind: Layer | None = "controlnet", variant: str = ""
+) -> tuple[KnownControl, ...]:
+    """Those that fit base models of this family and, where it is known, variant; `kind` None = of every build."""
+    found = (one for one in known_controls() if one.family == family and kind in (None, one.kind))
+    return tuple(one for one in found if _fits_variant(one, variant))
 
 
-def usual_controls(family: str) -> tuple[KnownControl, ...]:
+def _fits_variant(control: KnownControl, variant: str) -> bool:
+    """Whether it fits a base model of this variant; yes where the variant of either is not known."""
+    return not control.variant or sd3_build(control.family, variant) in ("", control.variant)
+
+
+def usual_controls(family: str, variant: str = "") -> tuple[KnownControl, ...]:
     """One for each purpose: what "all" means. Those that can do several things repeat the others and are left out."""
     single = [
-        one for one in controls_for(family, None) if one.kind != "t2i-adapter" and len(one.purposes) < 2
+        one
+        for one in controls_for(family, None, variant)
+        if one.kind != "t2i-adapter" and len(one.purposes) < 2
     ]
     return tuple({one.purpose: one for one in reversed(single)}.values())[::-1]
 
@@ -73,13 +84,15 @@ def adapters_for(family: str) -> tuple[KnownControl, ...]:
     return found
 
 
-def purposes_of(family: str) -> tuple[str, ...]:
+def purposes_of(family: str, variant: str = "") -> tuple[str, ...]:
     """What base models of this family can be steered by, in the file's order."""
-    return tuple(dict.fromkeys(one.purpose for one in controls_for(family, None)))
+    return tuple(dict.fromkeys(one.purpose for one in controls_for(family, None, variant)))
 
 
-def pick_control(kind: str, family: str) -> KnownControl:
+def pick_control(kind: str, family: str, variant: str = "") -> KnownControl:
     """The control for a purpose ("canny") that fits base models of this family; a known name is taken as it is.
+
+    `variant`: of the base model, as `identify` calls it; "" = not known, and the first of its family is taken.
 
     The first of the file: a ControlNet where there is one, else an adapter of another build, else one that can do
     several things. UserError names what there is for the family, or which families the purpose is there for.
@@ -87,15 +100,15 @@ def pick_control(kind: str, family: str) -> KnownControl:
     wanted = kind.strip().lower()
     for one in known_controls():
         if wanted == one.name.lower() or wanted == one.file_name.lower():
-            if one.family != family:
-                raise _for_another(one, family)
+            if one.family != family or not _fits_variant(one, variant):
+                raise _for_another(one, family, variant)
             return one
-    fitting = controls_for(family, None)
+    fitting = controls_for(family, None, variant)
     exact = [one for one in fitting if one.purpose == wanted]
     able = [one for one in fitting if wanted in one.purposes]
     if exact or able:
         return (exact or able)[0]
-    raise _none_for(wanted, family)
+    raise _none_for(wanted, family, variant)
 
 
 def check_purpose(word: str) -> None:
@@ -125,32 +138,37 @@ def shown_size(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
-def _for_another(control: KnownControl, family: str) -> UserError:
-    instead = next((one.name for one in controls_for(family, None) if one.purpose == control.purpose), "")
+def _for_another(control: KnownControl, family: str, variant: str) -> UserError:
+    fitting = controls_for(family, None, variant)
+    instead = next((one.name for one in fitting if one.purpose == control.purpose), "")
     return UserError(
-        f"{control.name} is for {FAMILY_NAMES.get(control.family, control.family)}, "
-        f"and the model is {FAMILY_NAMES.get(family, family)}.",
-        fix=f"take {instead}." if instead else _what_there_is(family),
+        f"{control.name} is for {base_name(control.family, control.variant)}, "
+        f"and the model is {base_name(family, variant)}.",
+        fix=f"take {instead}." if instead else _what_there_is(family, variant),
     )
 
 
-def _none_for(wanted: str, family: str) -> UserError:
+def _none_for(wanted: str, family: str, variant: str = "") -> UserError:
     others = dict.fromkeys(
-        FAMILY_NAMES[one.family] for one in known_controls() if wanted in (one.purpose, *one.purposes)
+        base_name(one.family, one.variant)
+        for one in known_controls()
+        if wanted in (one.purpose, *one.purposes)
     )
     if others:
-        message = f"There is no ControlNet {wanted} for {FAMILY_NAMES.get(family, family)}, only for {', '.join(others)}."
-        return UserError(message, fix=_what_there_is(family))
+        message = (
+            f"There is no ControlNet {wanted} for {base_name(family, variant)}, only for {', '.join(others)}."
+        )
+        return UserError(message, fix=_what_there_is(family, variant))
     near = difflib.get_close_matches(wanted, [one.purpose for one in known_controls()], 1)
     return UserError(
         f"There is no ControlNet '{escaped(wanted)[:60]}'"
         + (f" (did you mean {near[0]}?)." if near else "."),
-        fix=_what_there_is(family),
+        fix=_what_there_is(family, variant),
     )
 
 
-def _what_there_is(family: str) -> str:
-    words = ", ".join(purposes_of(family))
+def _what_there_is(family: str, variant: str = "") -> str:
+    words = ", ".join(purposes_of(family, variant))
     return (
         f"take none, all, or some of {words}; other files go into models/ControlNet."
         if words

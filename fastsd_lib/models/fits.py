@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import FAMILY_NAMES
+from fastsd_lib.models.kind import base_name, sd3_build
 from fastsd_lib.models.pieces import HasFamily, Piece, piece_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ _PARTS = {
     "ip-adapter": "IP-Adapter", "embedding": "embedding", "motion-module": "motion module", "redux": "Redux adapter",
 }  # fmt: skip
 _CONTROLS = ("controlnet", "control-lora", "t2i-adapter")
-#: What a base model's U-Net is shown besides the latents -> what is drawn with it here.
+#: Variants of base models that take more than text, or draw otherwise -> what for, in words.
+_ODD = {
+    "inpainting": "inpainting", "instruct-pix2pix": "instruct-pix2pix", "depth to image": "depth to image",
+    "upscaling": "upscaling", "unCLIP": "variations of a picture (unCLIP)", "fill": "filling a masked place (Fill)",
+    "depth or canny": "drawing along depth or edges (Depth, Canny)",
+}  # fmt: skip
+#: Of these, what is drawn with here.
 _DRAWN_VARIANTS = ("", "inpainting")
 
 
@@ -97,6 +104,12 @@ def _check_family(base: Piece, part: Piece) -> Fit:
         )
     if not base.family:
         return Fit(warning=f"{what} is made for {part.family_name}, and it cannot be told what {model} is")
+    builds = {sd3_build(one.family, one.variant) for one in (base, part)}
+    if len(builds) > 1 and "" not in builds:
+        return Fit(
+            f"{what} is made for {_made_for(part)}, and {model} is {_made_for(base)}.",
+            instead=_instead_of(base, part),
+        )
     if len(same) > 1 and not (part.kind == "embedding" and same == {"sdxl", "sdxl_refiner"}):
         return Fit(
             f"{what} is made for {part.family_name}, and {model} is {base.family_name}.",
@@ -136,16 +149,20 @@ def _instead_of(base: Piece, part: Piece) -> str:
     if part.kind in _CONTROLS:
         from fastsd_lib.models.controls import controls_for
 
-        there = [one.name for one in controls_for(base.family, None)]
+        there = [one.name for one in controls_for(base.family, None, base.variant)]
         known = (
             f"take {there[0]} or another of `fastsd models list --controls --family {base.family}`"
             if there
             else ""
         )
         return (
-            f"{known}, or a model of {part.family_name}." if known else f"take a model of {part.family_name}."
+            f"{known}, or a model of {_made_for(part)}." if known else f"take a model of {_made_for(part)}."
         )
-    return f"take a model of {part.family_name}, or {_article(what)} for {base.family_name}."
+    return f"take a model of {_made_for(part)}, or {_article(what)} for {_made_for(base)}."
+
+
+def _made_for(piece: Piece) -> str:
+    return base_name(piece.family, piece.variant)
 
 
 def _article(what: str) -> str:
@@ -169,7 +186,7 @@ def check_base(
     """Whether a model can be trained, or drawn with, here: its family, and what its U-Net is shown."""
     base = piece_of(base, name)
     variant = "" if base.variant in ("text to image", "base") else base.variant
-    odd = variant if variant in ("inpainting", "instruct-pix2pix", "depth to image", "upscaling") else ""
+    odd = variant if variant in _ODD else ""
     if base.kind not in _BASES:
         return check_fit(base, base)
     if use == "train":
@@ -180,14 +197,16 @@ def check_base(
             )
         if odd:
             return Fit(
-                f"{base.shown} is a model for {odd}; only text-to-image models are trained here.",
+                f"{base.shown} is a model for {_ODD[odd]}; only text-to-image models are trained here.",
                 instead="train the text-to-image model that it was made from, such as 1.5.",
             )
         return FITS
     if odd not in _DRAWN_VARIANTS:
         return Fit(
-            f"{base.shown} is a model for {odd}, which is not drawn with here.",
-            instead="take a text-to-image or inpainting model, such as 1.5.",
+            f"{base.shown} is a model for {_ODD[odd]}, which is not drawn with here.",
+            instead="take Flux.1 dev or schnell."
+            if base.family == "flux"
+            else "take a text-to-image or inpainting model, such as 1.5.",
         )
     if base.family == "sdxl_refiner":
         return Fit(

@@ -12,7 +12,7 @@ from fastsd_lib.core.files import read_json
 from fastsd_lib.core.tensor_file import Tensor, TensorFile, read_tensor_file
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models.kind import KIND_WORDS, USES, channels
-from fastsd_lib.models.kinds import Kind, kind_of
+from fastsd_lib.models.kinds import Kind, foreign_model, kind_of
 
 MAX_JSON_BYTES = 16 << 20  # the index of a model in a hundred shards has a few megabytes
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
@@ -20,6 +20,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _CLASSES = {
     "StableDiffusionXL": "sdxl", "StableDiffusion3": "sd3", "Flux2": "", "FluxPriorRedux": "", "Flux": "flux",
 }  # fmt: skip
+# How the class of a pipeline for SD 1.x and 2.x begins: which of the two, its U-Net tells.
+_SD1_OR_SD2 = ("StableDiffusion", "StableUnCLIP", "LatentConsistency")
 # What the class says of a Flux model and its shapes do not.
 _FLUX_BY_CLASS = {"FluxKontext": "kontext", "FluxFill": "fill", "FluxControlPipeline": "depth or canny"}
 # diffusers' class of one part -> kind, asked when its tensors are of no known shape.
@@ -130,9 +132,8 @@ def _pipeline(folder: Path) -> FolderSeen:
     first = first_weights(folder)
     headers = [read_tensor_file(file) for part in _parts(folder) for file in weight_files(part)]
     tensors = tuple(tensor for header in headers for tensor in header.tensors.values())
-    body = kind_of(first.tensors, first.metadata)
     return FolderSeen(
-        Kind("checkpoint", *_family_and_variant(folder, pipeline, first, body), "diffusers", whole=True),
+        Kind("checkpoint", *_family_and_variant(folder, index, pipeline), "diffusers", whole=True),
         tensors,
         _first_tensor(first),
         _size(folder),
@@ -150,26 +151,68 @@ def _parts(folder: Path) -> list[Path]:
     return [part for part in sorted(folder.iterdir()) if part.is_dir() and any(part.glob("*.safetensors"))]
 
 
-def _family_and_variant(folder: Path, pipeline: str, first: TensorFile, body: Kind | None) -> tuple[str, str]:
+def _family_and_variant(folder: Path, index: Any, pipeline: str) -> tuple[str, str]:
+    tensors = _body_tensors(folder)
+    body = kind_of(tensors)
     start = next((start for start in _CLASSES if pipeline.startswith(start)), None)
-    family = _CLASSES[start] if start is not None else ""
-    if start is None and (folder / "unet" / "config.json").is_file():
-        # SD 2.x projects with linear layers where SD 1.x has 1x1 convolutions.
-        shapes = [one.shape for name, one in first.tensors.items() if name.endswith("proj_in.weight")]
-        family = "sd2" if shapes and len(shapes[0]) == 2 else "sd1"
-    if not family:
-        raise UserError(
-            f"{folder} holds a {escaped(pipeline[:80]) or 'pipeline without a name'}, which is not known here.",
-            fix="take a Stable Diffusion pipeline.",
-        )
+    family = _CLASSES[start] if start is not None else _family_by_unet(folder, index, pipeline, tensors, body)
+    if not family or foreign_model(tensors):
+        raise _unknown_pipeline(folder, pipeline, tensors)
     if family in ("sd3", "flux"):
         by_class = next((word for start, word in _FLUX_BY_CLASS.items() if pipeline.startswith(start)), "")
         return family, by_class or (body.variant if body else "")
     if family == "sdxl" and body and body.family == "sdxl_refiner":
         family = "sdxl_refiner"
-    first_layer = first.tensors.get("conv_in.weight")
+    if pipeline.startswith("StableUnCLIP"):
+        return family, "unCLIP"
+    first_layer = tensors.get("conv_in.weight")
     use = USES.get(channels(first_layer.shape) if first_layer else 4, "")
     return family, "" if use == "text to image" else use
+
+
+def _body_tensors(folder: Path) -> dict[str, Tensor]:
+    """Of the U-Net or transformer, all its shards."""
+    body = _body(folder)
+    files = [read_tensor_file(path) for path in weight_files(body)] if body else []
+    return {name: one for file in files for name, one in file.tensors.items()}
+
+
+def _family_by_unet(
+    folder: Path, index: Any, pipeline: str, tensors: Mapping[str, Tensor], body: Kind | None
+) -> str:
+    """The family of a pipeline whose class names none, by its U-Net; "" when that is of another, or there is none."""
+    if not (folder / "unet" / "config.json").is_file():
+        return ""
+    if pipeline.startswith(_SD1_OR_SD2):
+        # SD 2.x projects with linear layers where SD 1.x has 1x1 convolutions.
+        shapes = [one.shape for name, one in tensors.items() if name.endswith("proj_in.weight")]
+        return "sd2" if shapes and len(shapes[0]) == 2 else "sd1"
+    # U-Nets for sound or other pictures may read what is as wide; theirs is not written by CLIP.
+    parts = (
+        [index.get(part) for part in ("text_encoder", "text_encoder_2")] if isinstance(index, dict) else []
+    )
+    reads = any(isinstance(part, list) and str(part[-1]).startswith("CLIP") for part in parts if part)
+    return body.family if reads and body and body.kind == "unet" else ""
+
+
+def _unknown_pipeline(folder: Path, pipeline: str, tensors: Mapping[str, Tensor]) -> UserError:
+    told = escaped(pipeline[:80]) or "pipeline without a name"
+    other = foreign_model(tensors)
+    seen = f"{told} with the network of a {other} model" if other else told
+    return UserError(
+        f"{folder} holds a {seen}, which is not known here{_shapes_seen(tensors)}.",
+        fix="take a Stable Diffusion pipeline.",
+    )
+
+
+def _shapes_seen(tensors: Mapping[str, Tensor]) -> str:
+    """What a U-Net takes in, as words to end a sentence with; "" for anything else."""
+    first = tensors.get("conv_in.weight")
+    reads = next((one.shape for name, one in tensors.items() if name.endswith("attn2.to_k.weight")), ())
+    if first is None or len(first.shape) != 4:
+        return ""
+    texts = f" and texts {reads[1]} wide" if len(reads) == 2 else ""
+    return f" (its U-Net takes {first.shape[1]} channels{texts})"
 
 
 def _prediction(folder: Path) -> str:

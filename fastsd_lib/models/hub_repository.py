@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.models.download_watch import SPARE_BYTES
+from fastsd_lib.models.hub_progress import HubProgress
 
 # The parts of a pipeline that have weights: those of SD 1.x and 2.x, and what SDXL, SD3 and Flux have besides or
 # instead. A safety checker is never fetched.
@@ -37,11 +42,12 @@ def fetch_files(
     *,
     sign: str = "model_index.json",
     revision: str | None = None,
+    report: Report = silent,
 ) -> Path:
     """The folder in the Hub's cache with those files of a repository that `pick` wants; downloads what is not there.
 
     Without a network what is in the cache will do, if `sign` is there and `pick` is content. UserError with one line
-    for each cause: unknown, gated, no network, disk full.
+    for each cause: unknown, gated, no network, disk full (before the first byte); and whatever `report` raises.
     """
     require("huggingface_hub", group="train")
     from huggingface_hub import HfApi, snapshot_download
@@ -49,13 +55,20 @@ def fetch_files(
     token = (token() if callable(token) else token) or os.environ.get("HF_TOKEN") or None
     try:
         # Not list_repo_files: without a network it retries for 23 s.
-        info = HfApi(endpoint=endpoint, token=token).model_info(hub_id, revision=revision, timeout=10)
+        info = HfApi(endpoint=endpoint, token=token).model_info(
+            hub_id, revision=revision, timeout=10, files_metadata=True
+        )
     except Exception as error:  # of requests or of httpx: the library changed its client with version 1
         cached = _cached(hub_id, pick, cache_dir, sign, revision)
         if cached is None:
             raise _download_error(hub_id, error, token, revision) from None
         return cached
     wanted = pick(hub_id, [sibling.rfilename for sibling in info.siblings or []])
+    missing = _bytes_missing(hub_id, info, set(wanted), cache_dir)
+    _check_space(hub_id, missing, cache_dir)
+    progress = HubProgress(hub_id, missing, report)
+    if missing:
+        progress.tell(0)
     try:
         folder = snapshot_download(
             hub_id,
@@ -64,10 +77,51 @@ def fetch_files(
             endpoint=endpoint,
             cache_dir=cache_dir,
             revision=revision,
+            tqdm_class=None if report is silent else progress.bars(),  # None: it draws its own
         )
     except Exception as error:
+        if progress.stopped is not None:
+            raise progress.stopped from None
         raise _download_error(hub_id, error, token, revision) from None
+    progress.finish()
     return Path(folder)
+
+
+def _bytes_missing(hub_id: str, info: Any, wanted: set[str], cache_dir: Path | None) -> int:
+    """What is to come: the sizes that the Hub tells of those that are not in the cache, in this version or another."""
+    from huggingface_hub import try_to_load_from_cache
+
+    blobs = _cache_folder(cache_dir) / f"models--{hub_id.replace('/', '--')}" / "blobs"
+    total = 0
+    for sibling in info.siblings or []:
+        if sibling.rfilename not in wanted or not sibling.size:
+            continue
+        here = try_to_load_from_cache(hub_id, sibling.rfilename, cache_dir=cache_dir, revision=info.sha)
+        blob = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
+        if not isinstance(here, str) and not (blob and (blobs / blob).is_file()):
+            total += sibling.size
+    return total
+
+
+def _cache_folder(cache_dir: Path | None) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(cache_dir or HF_HUB_CACHE).expanduser()
+
+
+def _check_space(hub_id: str, missing: int, cache_dir: Path | None) -> None:
+    place = _cache_folder(cache_dir).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:  # some network disks do not say
+        return
+    if missing and free < missing + SPARE_BYTES:
+        raise DiskFullError(
+            f"{place} has {free / 1e9:,.1f} GB free, and {(missing + SPARE_BYTES) / 1e9:,.1f} GB are needed for {hub_id}.",
+            fix="free space, or set HF_HOME to another disk.",
+        )
 
 
 def small_files(hub_id: str, files: Iterable[str]) -> list[str]:

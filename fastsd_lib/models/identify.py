@@ -13,6 +13,7 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import Family, Layout, ModelFiles
 from fastsd_lib.core.pickle_header import PickleHeader, is_pickled, read_pickle_header
+from fastsd_lib.core.said_prediction import TELLING_BIAS, VELOCITY_SPREAD
 from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, Tensor, TensorFile, read_tensor_file
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models import folders, said
@@ -26,9 +27,6 @@ DRAWN_WITH = (
     "inpainting",
     "instruct-pix2pix",
 )  # of USES, what `identify` takes for a whole model
-# The 320 numbers by which SD 2.x models of the two sorts differ (facts: a finding of ComfyUI's).
-TELLING_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-VELOCITY_SPREAD = 0.09
 
 
 @dataclass(frozen=True)

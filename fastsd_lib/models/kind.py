@@ -32,6 +32,8 @@ KIND_WORDS = {
 BASE_BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl_refiner", 2048: "sdxl"}
 # Input channels of the U-Net -> what it is for. 4 are the latents; the rest is what else it is shown.
 USES = {4: "text to image", 9: "inpainting", 8: "instruct-pix2pix", 5: "depth to image", 7: "upscaling"}
+#: The variants of SD 3: their transformers differ, and what is made for one is not for the others.
+_SD3_BUILDS = ("3 medium", "3.5 medium", "3.5 large")
 #: Marks of a model that is not whole, but brings some of what it needs.
 VAE_INSIDE, TEXT_INSIDE = "VAE inside", "text encoders inside"
 #: Latents of a VAE -> what draws in them. Their VAEs differ in numbers alone.
@@ -78,6 +80,18 @@ class Kind:
         if not families:
             return "a base model, which its tensors do not name"
         return f"{families} as the base model"
+
+
+def sd3_build(family: str, variant: str) -> str:
+    """Which of SD 3's transformers it is or needs; "" for other families, and where that is not known."""
+    build = variant.removesuffix(" turbo")
+    return build if family == "sd3" and build in _SD3_BUILDS else ""
+
+
+def base_name(family: str, variant: str = "") -> str:
+    """ "SDXL", "Flux"; "SD 3.5 large" where it is known which SD 3."""
+    build = sd3_build(family, variant)
+    return f"SD {build}" if build else FAMILY_NAMES.get(family, family)
 
 
 class Seen:

@@ -15,16 +15,31 @@ _READS_TEXT = re.compile(
     r"(?:^|[._])attn2(?:[._]processor)?[._]to_[kv]\b|(?:^|_)attn2_to_[kv](?=\.)|attn2\S*to_[kv]_lora"
 )
 _FIRST_MATRIX = re.compile(r"lora_down|lora_A|lora\.down|hada_w1_b|hada_w2_b")
+# A block of Flux or SD 3 as diffusers names it; a U-Net's stand inside of something.
+_TRANSFORMER_BLOCK = re.compile(
+    r"^(?:transformer\.|lora_transformer_|lora_unet_|diffusion_model\.|unet\.|base_model\.model\.)*"
+    r"transformer_blocks[._](\d+)[._]"
+)
+# Layers of LoRAs for other transformers, whose blocks are called alike: Qwen-Image, Flux.2, AuraFlow, HunyuanVideo,
+# LTX-Video.
+_OTHER_TRANSFORMERS = (
+    "img_mlp.net", "img_mlp_net", "img_mod.1", "img_mod_1", "txt_mlp.net", "txt_mlp_net",
+    "to_qkv_mlp_proj", "ff.linear_in", "double_stream_modulation", "joint_transformer_blocks", ".img_attn_qkv",
+    "attn1",
+)  # fmt: skip
+# What layers inside of the blocks take in: as wide as the model, or what their first half makes of that.
+_FLUX_INPUTS, _SD3_INPUTS = {3072, 4 * 3072, 5 * 3072}, {1536, 2432}
+_FLUX_DOUBLE_BLOCKS = 19  # Qwen-Image, as wide, has 60
 # Inputs of a layer that only the text encoder of one family has.
 _TEXT_WIDTHS = {1024: "sd2", 1280: "sdxl"}
 
 
 def lora(seen: Seen) -> Kind | None:
-    if not seen.some(*_LORA_MARKS):
-        return None
-    if seen.starts("lora_controlnet"):
+    if "lora_controlnet" in seen.tensors:  # its layers are called .up and .down alone
         reads = seen.shape_at("attn2.to_k.down")  # (rank, width of the text)
         return Kind("control-lora", BASE_BY_TEXT_WIDTH.get(channels(reads), ""), naming="original")
+    if not seen.some(*_LORA_MARKS) or seen.some("to_k_ip") or seen.starts("ip_adapter."):
+        return None  # an IP-Adapter for faces brings a LoRA with it
     own = [name for name in seen.tensors if any(mark in name for mark in _LORA_MARKS)]
     if len(own) * 4 < len(seen.tensors):  # alphas and scales stand beside; a checkpoint would have much more
         return None
@@ -48,10 +63,11 @@ def _lora_naming(seen: Seen) -> str:
 
 
 def _lora_base(seen: Seen, own: list[str]) -> str:
-    if seen.some("double_blocks", "single_transformer_blocks", "single_blocks"):
-        return "flux"
-    if seen.some("joint_blocks", "add_k_proj") and not seen.some("attn2_", "attn2."):
+    if seen.some("joint_blocks"):
         return "sd3"
+    flux = seen.some("double_blocks", "single_transformer_blocks", "single_blocks")
+    if flux or any(_TRANSFORMER_BLOCK.match(name) for name in own):
+        return _transformer_base(seen, own, flux)
     for name in own:
         # What reads the text: the first matrix is (rank, width of the text); LoKr's are products, so it says nothing.
         if _READS_TEXT.search(name) and _FIRST_MATRIX.search(name):
@@ -59,6 +75,22 @@ def _lora_base(seen: Seen, own: list[str]) -> str:
     if seen.some("lora_te2_", "text_encoder_2."):
         return "sdxl"
     return _said_base(seen) or _base_by_text_encoder(seen, own)
+
+
+def _transformer_base(seen: Seen, own: list[str], flux: bool) -> str:
+    """Flux or SD 3, by how wide their blocks are; `flux`: some are of a sort that SD 3 has not."""
+    if seen.some(*_OTHER_TRANSFORMERS):
+        return ""
+    inputs = [seen.tensors[name].shape for name in own if "blocks" in name and _FIRST_MATRIX.search(name)]
+    width = min((shape[-1] for shape in inputs if shape), default=0)  # 0: LoKr's products do not say
+    if flux:
+        return "flux" if width == 0 or width in _FLUX_INPUTS else ""
+    if width == 0:
+        return _said_base(seen)
+    blocks = 1 + max(int(found[1]) for name in own if (found := _TRANSFORMER_BLOCK.match(name)))
+    if width in _FLUX_INPUTS and blocks <= _FLUX_DOUBLE_BLOCKS:
+        return "flux"
+    return "sd3" if width in _SD3_INPUTS else ""
 
 
 def _said_base(seen: Seen) -> str:
@@ -110,9 +142,18 @@ def _control_transformer(seen: Seen) -> Kind | None:
     naming = "original" if seen.starts("double_blocks.", "joint_blocks.") else "diffusers"
     union = "union" if seen.starts("controlnet_mode_embedder") else ""
     if seen.starts("pos_embed.", "joint_blocks.", "pos_embed_input.proj."):
-        return Kind("controlnet", "sd3", union, naming)
+        return Kind("controlnet", "sd3", union or _sd3_control_build(seen), naming)
     flux = seen.starts("double_blocks.", "single_transformer_blocks.", "x_embedder.", "context_embedder.")
     return Kind("controlnet", "flux" if flux else "", union, naming)
+
+
+def _sd3_control_build(seen: Seen) -> str:
+    """Which SD 3 it copies: large ones are wider, and 3.5 norms its keys and may look at the picture twice."""
+    width = next(iter(seen.shape("controlnet_blocks.0.weight", "pos_embed_input.proj.weight")), 0)
+    if width >= 2432:
+        return "3.5 large"
+    newer = seen.some(".attn2.", "attn.norm_k.", "attn.ln_k.")
+    return ("3.5 medium" if newer else "3 medium") if width == 1536 else ""
 
 
 def _control_unet(seen: Seen) -> Kind | None:
@@ -139,9 +180,16 @@ def adapter(seen: Seen) -> Kind | None:
         )
     if seen.starts("redux_up.") and seen.starts("redux_down."):
         return Kind("redux", "flux", naming="original")
+    if seen.starts("style_embedding") and seen.starts("transformer_layes."):  # spelt so
+        return Kind("t2i-adapter", "sd1", "style", "original")
     if seen.some("body.0.in_conv", "adapter.body.", "body.0.resnets.0", "body.0.block1"):
         # The picture comes folded into channels, 8x8 of it for SD 1.x and 16x16 for SDXL; 1 or 3 colours each.
-        first = seen.shape("conv_in.weight", "adapter.conv_in.weight", "adapter.body.0.in_conv.weight")
+        first = seen.shape(
+            "conv_in.weight",
+            "adapter.conv_in.weight",
+            "adapter.body.0.in_conv.weight",
+            "body.0.in_conv.weight",
+        )  # the adapter for colours has no layer before its body
         family = {256: "sdxl", 768: "sdxl", 64: "sd1", 192: "sd1"}.get(channels(first), "")
         return Kind("t2i-adapter", family, naming="diffusers" if seen.starts("adapter.") else "original")
     if seen.some("motion_modules."):

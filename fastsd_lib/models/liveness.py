@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from fastsd_lib.core.https_client import PUBLIC, FetchRefused, Reach, UnknownHost, open_url
+from fastsd_lib.core.https_client import PUBLIC, Deadline, FetchRefused, Reach, UnknownHost, open_url
 from fastsd_lib.models.known_models import KnownModel, hub_source, shown_source
 
 if TYPE_CHECKING:
@@ -33,16 +32,17 @@ class SourceState:
 
 def ask(url: str, secrets: Mapping[str, str], reach: Reach = PUBLIC) -> int:
     """The status with which `url` answers. A redirect is an answer: large files are kept elsewhere."""
-    ends = time.monotonic() + LONGEST_S
-    opened = open_url(
-        url,
-        {"range": "bytes=0-0"},
-        secrets=secrets,
-        reach=reach,
-        seconds_left=lambda: max(ends - time.monotonic(), 0.1),
-    )
-    opened.connection.close()
-    return opened.response.status
+    with Deadline(LONGEST_S) as deadline:
+        opened = open_url(
+            url,
+            {"range": "bytes=0-0"},
+            secrets=secrets,
+            reach=reach,
+            seconds_left=deadline.seconds_left,
+            watch=deadline.watch,
+        )
+        opened.connection.close()
+        return opened.response.status
 
 
 def check_mirrors(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.core.files import fingerprint, sha256_file
+from fastsd_lib.core.files import atomic_path, fingerprint, sha256_file
 from fastsd_lib.core.model_files import FAMILY_NAMES, ModelFiles
+from fastsd_lib.core.paths import expanded, is_there
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
+from fastsd_lib.core.stopping import TrainingStopped
 from fastsd_lib.core.text import escaped
+from fastsd_lib.models.download_part import OwnDisk
 from fastsd_lib.models.hub_repository import DiskFullError, Token, fetch_files, small_files, wanted_files
-from fastsd_lib.models.identify import identify, unet_width
+from fastsd_lib.models.identify import describe, identify, unet_width
 from fastsd_lib.models.known_models import (
     EMBEDDED,
     FILE_ENDINGS,
@@ -56,8 +60,8 @@ def base_model(
     name = str(name_or_path).strip()
     if name == EMBEDDED:
         return _embedded(EMBEDDED_FOLDER)
-    path = Path(name).expanduser()
-    if name and _exists(path):
+    path = expanded(name)
+    if name and is_there(path):
         return identify(path).model_files
     model = find_known(name, root=root)
     if model is not None:
@@ -70,21 +74,25 @@ def base_model(
             raise _not_opened(model, known_models(root=root))
         if told := replaced(name, model):
             report(ProgressEvent("model", 1, 1, {"": told}))
-        return identify(fetch_known(model, token)).model_files
+        return identify(fetch_known(model, token, report=report)).model_files
     if path.suffix in FILE_ENDINGS or path.is_absolute() or not HUB_ID.fullmatch(name):
         raise _unknown(name, known_models(root=root))
-    return download(name, token=token)
+    return download(name, token=token, report=report)
 
 
 def download(
-    hub_id: str, token: Token = None, endpoint: str | None = None, cache_dir: Path | None = None
+    hub_id: str,
+    token: Token = None,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
+    report: Report = silent,
 ) -> ModelFiles:
     """Fetch a pipeline from the Hugging Face Hub: safetensors only, each part once.
 
     It goes to `cache_dir` or the usual cache; what is whole there is used when there is no network.
     `endpoint` is a mirror of huggingface.co.
     """
-    folder = fetch_files(hub_id, wanted_files, token, endpoint, cache_dir)
+    folder = fetch_files(hub_id, wanted_files, token, endpoint, cache_dir, report=report)
     return identify(folder).model_files
 
 
@@ -98,7 +106,8 @@ def fetch_known(
 ) -> Path:
     """The folder or file of a known model or control from the first of its sources that gives it.
 
-    A source that is gone, gated, out of reach or holds something else is passed over; a full disk ends the search.
+    A source that is gone, gated, out of reach or holds something else is passed over; a full disk or a stop
+    ends the search.
     UserError names the reason of each source when none gives the model.
     """
     if model.name == EMBEDDED:
@@ -109,7 +118,7 @@ def fetch_known(
             path = _fetch(source, model, token, endpoint, cache_dir, report, rules)
             _check_family(path, model)
             return path
-        except DiskFullError:
+        except (DiskFullError, OwnDisk, TrainingStopped):
             raise
         except UserError as error:
             problems.append((source, error))
@@ -134,19 +143,23 @@ def _fetch(
         here = next((file for ending in FILE_ENDINGS for file in sorted(folder.glob(f"*{ending}"))), None)
         return here or download_file([Source(source, model.sha256)], folder, rules or DownloadRules(), report)
     if place.file:
-        return _hub_file(place, model.sha256, token, endpoint, cache_dir)
+        return _hub_file(place, model.sha256, token, endpoint, cache_dir, report)
 
     def pick(hub_id: str, files: Iterable[str]) -> list[str]:
         return wanted_files(hub_id, files, place.half)
 
-    return fetch_files(place.hub_id, pick, token, endpoint, cache_dir)
+    return fetch_files(place.hub_id, pick, token, endpoint, cache_dir, report=report)
 
 
 def _hub_file(
-    place: HubSource, sha256: str, token: Token, endpoint: str | None, cache_dir: Path | None
+    place: HubSource,
+    sha256: str,
+    token: Token,
+    endpoint: str | None,
+    cache_dir: Path | None,
+    report: Report,
 ) -> Path:
-    """One file of a repository. A file that has just come must have the hash that its publisher gives."""
-    from huggingface_hub import try_to_load_from_cache
+    """One file of a repository, once compared with the hash that its publisher gives."""
 
     def pick(hub_id: str, files: Iterable[str]) -> list[str]:
         if place.file not in files:
@@ -156,27 +169,58 @@ def _hub_file(
             )
         return [place.file]
 
-    here = try_to_load_from_cache(place.hub_id, place.file, cache_dir=cache_dir)
-    folder = fetch_files(place.hub_id, pick, token, endpoint, cache_dir, sign=place.file)
+    folder = fetch_files(place.hub_id, pick, token, endpoint, cache_dir, sign=place.file, report=report)
     file = folder / place.file
-    if sha256 and here != str(file) and (found := sha256_file(file)) != sha256:
+    if not sha256 or _was_checked(folder, file, sha256):
+        return file
+    if (found := sha256_file(file)) != sha256:
         file.resolve().unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         raise UserError(
             f"{place.file} of {place.hub_id} is not the published file: its sha256 begins {found[:12]}, not {sha256[:12]}.",
             fix="try again; if it stays so, the repository was changed: take another source.",
         )
+    _note_checked(folder, file, sha256)
     return file
 
 
+def _checked_note(folder: Path, sha256: str) -> Path:
+    """In the repository's own folder of the cache, so that it goes when that is deleted."""
+    return folder.parent.parent / ".checked" / sha256
+
+
+def _state_of(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _was_checked(folder: Path, file: Path, sha256: str) -> bool:
+    """Whether this very file had its hash: one whose process was killed before that has no note."""
+    try:
+        return _checked_note(folder, sha256).read_text("utf-8") == _state_of(file)
+    except (OSError, ValueError):
+        return False
+
+
+def _note_checked(folder: Path, file: Path, sha256: str) -> None:
+    with suppress(OSError), atomic_path(_checked_note(folder, sha256)) as scratch:  # it only spares a reading
+        scratch.write_text(_state_of(file), "utf-8")
+
+
 def _check_family(path: Path, model: KnownModel | KnownControl) -> None:
+    """By what it holds. Of a model for other programs it is enough that it can be told."""
     if model.kind != "checkpoint":
         return
-    found = identify(path).family
+    if model.uses:
+        identify(path)  # UserError for what cannot be opened here
+    kind = describe(path).kind
+    if kind.kind not in ("checkpoint", "unet", "transformer"):
+        raise UserError(f"It holds {kind.words}, not a whole model.", fix="take another source.")
     wanted = "sdxl" if model.family == "sdxl_refiner" else model.family
-    if found not in (wanted, model.family):
+    if kind.family not in (wanted, model.family):
         raise UserError(
-            f"It holds {FAMILY_NAMES.get(found, found)}, not {FAMILY_NAMES[model.family]}.",
+            f"It holds {FAMILY_NAMES.get(kind.family, kind.family) or 'an unknown family'}, not "
+            f"{FAMILY_NAMES[model.family]}.",
             fix="correct family: in your models.yaml, or take another source.",
         )
 
@@ -228,13 +272,6 @@ def _not_opened(model: KnownModel, known: Iterable[KnownModel]) -> UserError:
         f"{model.name} is not opened here: {model.about}.",
         fix=f"{instead}`fastsd models download {model.name}` fetches it for other programs.",
     )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name longer than any file's, or with a NUL in it
-        return False
 
 
 def _unknown(name: str, known: Iterable[KnownModel]) -> UserError:

@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastsd_lib.core.pickle_header import PickleHeader
+from fastsd_lib.core.said_prediction import said_in_metadata, said_prediction
 from fastsd_lib.core.tensor_file import TensorFile
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models.kind import Kind
 
-_SAID = {
-    "v": "v_prediction", "v_prediction": "v_prediction", "velocity": "v_prediction",
-    "epsilon": "epsilon", "eps": "epsilon",
-}  # fmt: skip
-_PARAMETERIZATION = re.compile(r"^\s*parameterization:\s*[\"']?(v|eps)\b", re.MULTILINE)
-MAX_YAML_BYTES = 1 << 20
+MAX_TAGS_CHARS = 1 << 20
 
 
 def prediction(file: TensorFile | PickleHeader, kind: Kind, path: Path) -> str:
@@ -25,29 +21,14 @@ def prediction(file: TensorFile | PickleHeader, kind: Kind, path: Path) -> str:
     if kind.family in ("sd3", "flux") and kind.kind in ("checkpoint", "transformer"):
         return "flow"
     if kind.kind not in ("checkpoint", "unet"):
-        return _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "")
-    if "v_pred" in kind.marks or "edm" in kind.marks:
+        return said_in_metadata(file.metadata)
+    if "v_pred" in kind.marks or "edm" in kind.marks:  # those of a U-Net alone may stand under a prefix
         return "v_prediction" if "v_pred" in kind.marks else "edm"
-    said = _SAID.get(file.metadata.get("modelspec.prediction_type", "").lower(), "") or _said_beside(path)
-    architecture = file.metadata.get("modelspec.architecture", "")
-    by_name = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
-    said = said or by_name.get(architecture.partition("/")[0], "")
+    said = said_prediction(file.tensors, file.metadata, path)
     if said or (kind.family == "sd2" and kind.variant in ("", "unCLIP")):
         return said
     # Every other program takes an unmarked file of these families for one that predicts noise.
     return "v_prediction" if kind.variant == "upscaling" else "epsilon"
-
-
-def _said_beside(path: Path) -> str:
-    """What the .yaml of the same name says, which A1111 and Forge read before anything else."""
-    beside = path.with_suffix(".yaml")
-    try:
-        if not beside.is_file() or beside.stat().st_size > MAX_YAML_BYTES:
-            return ""
-        found = _PARAMETERIZATION.search(beside.read_text("utf-8", errors="replace"))
-    except OSError:
-        return ""
-    return _SAID[found[1]] if found else ""
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -62,7 +43,7 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 def _folder_words(tag_frequency: str) -> list[str]:
     """kohya's programs name the photos' folders by repeats and words: "10_zwx person"."""
     try:
-        named = json.loads(tag_frequency[:MAX_YAML_BYTES])
+        named = json.loads(tag_frequency[:MAX_TAGS_CHARS])
     except (ValueError, RecursionError):
         return []
     if not isinstance(named, dict):

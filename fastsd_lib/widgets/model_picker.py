@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
-from fastsd_lib.models.known_models import hub_source
+from fastsd_lib.core.paths import expanded, is_there
+from fastsd_lib.models.known_models import hub_source, shown_source
 from fastsd_lib.widgets import style
 from fastsd_lib.widgets.model_results import facts_of_row, facts_table
 from fastsd_lib.workflows import models
@@ -113,7 +114,7 @@ def _of_known(model: Any) -> tuple[str, dict[str, str], list[str]]:
         else ""
         if model.mirrors
         else "none: comes with fastsd",
-        "From": page or ", ".join(model.mirrors[:1]),
+        "From": page or ", ".join(map(shown_source, model.mirrors[:1])),
     }
     gated = (
         f"Gated: accept the licence at {page} first, and keep a token of that account as the secret HF_TOKEN."
@@ -124,8 +125,11 @@ def _of_known(model: Any) -> tuple[str, dict[str, str], list[str]]:
 
 
 def _of_own(text: str) -> tuple[str, dict[str, str], list[str]]:
-    place = Path(text).expanduser()
-    if not is_link(text) and place.exists():
+    try:
+        place = expanded(text)
+    except UserError as error:
+        return text, {}, [error.message, error.fix]
+    if not is_link(text) and is_there(place):
         row = row_of(place)
         return place.name, facts_of_row(row), [line for line in (row.problem, row.fix) if line]
     what = "A link" if is_link(text) else "A Hugging Face id, or a name of your own"

@@ -49,6 +49,7 @@ class Release:
     sources: tuple[Source, ...]
     kind: str  # ours; "" for types that we have no folder for
     notes: tuple[str, ...]  # title, base model, trigger words
+    title: str = ""
 
 
 def is_civitai(link: str, endpoint: str = ENDPOINT) -> bool:
@@ -82,7 +83,10 @@ def release(link: str, token: str | None = None, endpoint: str = ENDPOINT, reach
     about = about if isinstance(about, Mapping) else {}
     file = _chosen_file(_rows(told.get("files")), query)
     return Release(
-        _sources(told, file, endpoint, secrets), KINDS.get(_text(about.get("type")), ""), _notes(told, about)
+        _sources(told, file, endpoint, secrets),
+        KINDS.get(_text(about.get("type")), ""),
+        _notes(told, about),
+        _shown(about.get("name")),
     )
 
 

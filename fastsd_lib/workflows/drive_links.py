@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from fastsd_lib.core.files import CHUNK_BYTES
 from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models.download_names import chosen_name, free_place, with_true_suffix
+from fastsd_lib.models.download_part import OwnDisk
+from fastsd_lib.models.download_watch import SPARE_BYTES
 from fastsd_lib.sessions.intake import Intake
 
 _STALLED_S = 60.0
@@ -25,7 +28,10 @@ _SHARE = "in Drive choose Share, General access: Anyone with the link, and try a
 
 
 def is_drive(link: str) -> bool:
-    return (urlsplit(link).hostname or "") in ("drive.google.com", "docs.google.com")
+    try:
+        return (urlsplit(link).hostname or "") in ("drive.google.com", "docs.google.com")
+    except ValueError:  # half an IPv6 address
+        return False
 
 
 def fetch(link: str, folder: Path, report: Report) -> Path | tuple[Intake, str]:
@@ -54,6 +60,7 @@ def fetch_model(link: str, folder: Path, report: Report) -> Path:
         )
     scratch = folder / "from-drive"
     scratch.mkdir(parents=True, exist_ok=True)
+    _check_space(scratch)
     report(ProgressEvent("download from Google Drive", 0, 1))
     try:
         _gdown("download", id=identity, output=f"{scratch}/", resume=True)
@@ -73,6 +80,16 @@ def fetch_model(link: str, folder: Path, report: Report) -> Path:
             scratch.rmdir()
     report(ProgressEvent("download from Google Drive", 1, 1))
     return final
+
+
+def _check_space(folder: Path) -> None:
+    """Drive does not tell how large a file is: only a disk that is full already is found before."""
+    free = shutil.disk_usage(folder).free
+    if free < SPARE_BYTES:
+        raise OwnDisk(
+            f"{folder} has {free / 1e6:,.0f} MB free, and a model needs more.",
+            fix="free some space there, or choose another folder.",
+        )
 
 
 def _identity(link: str) -> tuple[str, str]:

@@ -27,8 +27,10 @@ def is_repository(word: str) -> bool:
 
 def repository_of(link: str) -> tuple[str, str] | None:
     """(org/name, "model" or "dataset") of a link to huggingface.co or HF_ENDPOINT; None for any other."""
-    parts = urlsplit(link)
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", ""))
+    try:
+        parts, endpoint = urlsplit(link), urlsplit(os.environ.get("HF_ENDPOINT", ""))
+    except ValueError:  # half an IPv6 address
+        return None
     if parts.netloc not in {
         "huggingface.co",
         "www.huggingface.co",

@@ -12,7 +12,8 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path, fingerprint, fsync_path, read_json, sha256_file, write_json
 from fastsd_lib.core.https_client import shown_url
-from fastsd_lib.core.progress import Report, silent
+from fastsd_lib.core.paths import expanded, is_there
+from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 from fastsd_lib.environment import hosts as machine
 from fastsd_lib.environment.tokens import hub_token
@@ -20,9 +21,11 @@ from fastsd_lib.models import registry
 from fastsd_lib.models.download_names import PICKLED, free_place
 from fastsd_lib.models.identify import Description, describe
 from fastsd_lib.models.kind import KIND_WORDS
-from fastsd_lib.models.known_models import find_known
+from fastsd_lib.models.known_models import EMBEDDED, HUB_ID, find_known, replaced
 from fastsd_lib.workflows import hub
+from fastsd_lib.workflows.model_kinds import check_kind, refuse_told
 from fastsd_lib.workflows.model_sources import WORKS, Hosts, fetch_link, is_file_of_hub, is_link
+from fastsd_lib.workflows.models import check_choice
 
 STAGING = ".downloads"  # below models/: what is on its way, and a list of what came from where
 _USUALLY_PICKLED = ("embedding", "upscaler")  # in the formats of their makers
@@ -78,23 +81,19 @@ def bring(
     text = text.strip()
     if not text:
         raise UserError("Nothing is named that could be fetched.", fix=f"give {WORKS}.")
-    path = Path(text).expanduser()
-    if not is_link(text) and _exists(path):
-        done = shelf.take_local(path)
-    elif is_file_of_hub(text) or (is_link(text) and not _is_repository(text)):
-        done = shelf.known(text) or shelf.fetch(text, sites or Hosts(), report)
-    else:
-        done = _of_registry(text, shelf, report)
-    if kind and done.description.kind.kind != kind:
-        found = done.description.kind
-        raise UserError(
-            f"{escaped(done.path.name)} is {found.words}, not {KIND_WORDS.get(kind, f'a {escaped(kind)}')}.",
-            fix=f"it lies in {done.path.parent} now: choose it where {found.words} is asked for.",
-        )
-    return done
+    check_choice("kind", kind, ["", *KIND_WORDS])
+    path = expanded(text)
+    if not is_link(text) and is_there(path):
+        return shelf.take_local(path, kind)
+    if is_file_of_hub(text) or (is_link(text) and not _is_repository(text)):
+        there = shelf.known(text)
+        if there is not None:
+            check_kind(there.path.name, there.description.kind, kind)
+        return there or shelf.fetch(text, sites or Hosts(), report, kind)
+    return _of_registry(text, shelf, report, kind)
 
 
-def _of_registry(name: str, shelf: Shelf, report: Report) -> Downloaded:
+def _of_registry(name: str, shelf: Shelf, report: Report, kind: str) -> Downloaded:
     """A model known by its name, or a whole repository of the Hub."""
     if is_link(name):
         name = (hub.repository_of(name) or (name, ""))[0]
@@ -103,11 +102,16 @@ def _of_registry(name: str, shelf: Shelf, report: Report) -> Downloaded:
         return hub_token(shelf.root)
 
     model = find_known(name, root=shelf.root)
-    if model is not None and model.kind != "checkpoint":
+    if model is not None or HUB_ID.fullmatch(name):  # a repository is taken for a whole model only
+        refuse_told(name, model.kind if model else "checkpoint", kind)
+    if model is not None and model.name != EMBEDDED:  # also one that is not opened here
+        if told := replaced(name, model):
+            report(ProgressEvent("model", 1, 1, {"": told}))
         path = registry.fetch_known(model, token, report=report)
     else:
         path = registry.base_model(name, token=token, root=shelf.root, report=report).path
-    return shelf.take_local(path) if path.is_file() else Downloaded(path, describe(path))
+    done = shelf.take_local(path, kind)
+    return replace(done, there_already=False) if path.is_dir() else done
 
 
 def anything(file: Path) -> None:
@@ -123,16 +127,21 @@ class Shelf:
     root: Path | None  # where tokens and the user's list of models lie; None = the usual place
     check: Callable[[Path], None] = anything  # raises UserError for what this shelf does not take
 
-    def fetch(self, link: str, sites: Hosts, report: Report) -> Downloaded:
+    def fetch(self, link: str, sites: Hosts, report: Report, kind: str = "") -> Downloaded:
         staging = self.staging / fingerprint(link)
         try:
-            fetched = fetch_link(link, staging, self.root, sites, report)
+            fetched = fetch_link(link, staging, self.root, sites, report, kind)
             try:
                 self.check(fetched.path)
                 description = describe(fetched.path)
             except UserError as error:
                 fetched.path.unlink()
                 raise _no_model(link, fetched.path, error) from None
+            try:
+                check_kind(fetched.path.name, description.kind, kind)
+            except UserError:
+                fetched.path.unlink()
+                raise
             done = self._place(fetched.path, description, move=True)
         finally:
             for folder in (staging, self.staging):  # they stay when something in them can be gone on with
@@ -141,12 +150,15 @@ class Shelf:
         self._remember(link, done.path)
         return replace(done, notes=(*fetched.notes, *done.notes))
 
-    def take_local(self, path: Path) -> Downloaded:
+    def take_local(self, path: Path, kind: str = "") -> Downloaded:
         """A file or folder of this machine: a file is copied into its folder, unless it lies there."""
         if path.is_dir():
-            return Downloaded(path, describe(path), there_already=True)
+            description = describe(path)
+            check_kind(path.name, description.kind, kind)
+            return Downloaded(path, description, there_already=True)
         self.check(path)
         description = describe(path)
+        check_kind(path.name, description.kind, kind)
         folder = self._folder(description)
         if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
             return Downloaded(path, description, there_already=True, notes=_warnings(path, description))
@@ -212,13 +224,6 @@ class Shelf:
         row = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
         with suppress(OSError):  # only spares a download
             write_json(self._list, {**self._listed(), fingerprint(link): row})
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, or with a NUL
-        return False
 
 
 def _is_repository(link: str) -> bool:

@@ -15,6 +15,7 @@ from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.environment.tokens import civitai_token, hub_token
 from fastsd_lib.models.downloading import DownloadRules, Source, download_file
 from fastsd_lib.workflows import civitai, drive_links, hub
+from fastsd_lib.workflows.model_kinds import refuse_told
 
 HUB = "https://huggingface.co"
 WORKS = (
@@ -55,12 +56,18 @@ def is_file_of_hub(text: str) -> bool:
     return hub.repository_of(text) is not None and bool(_FILE_OF_HUB.search(urlsplit(text).path))
 
 
-def fetch_link(link: str, folder: Path, root: Path | None, hosts: Hosts, report: Report) -> Fetched:
-    """The file behind `link`, whole, in `folder`, where a broken download is gone on with. UserError for no file."""
+def fetch_link(
+    link: str, folder: Path, root: Path | None, hosts: Hosts, report: Report, kind: str = ""
+) -> Fetched:
+    """The file behind `link`, whole, in `folder`, where a broken download is gone on with. UserError for no file.
+
+    `kind`: what it must be; only CivitAI tells before.
+    """
     link = link.strip()
     if civitai.is_civitai(link, hosts.civitai):
         reach = Reach(hosts.rules.http_allowed, hosts.rules.private_allowed, hosts.rules.ssl_context)
         found = civitai.release(link, civitai_token(root), hosts.civitai, reach)
+        refuse_told(found.title or "This model", found.kind, kind)
         for note in found.notes:
             report(ProgressEvent("CivitAI", 1, 1, {"": note.removeprefix("CivitAI: ")}))
         return Fetched(download_file(found.sources, folder, hosts.rules, report), found.kind, found.notes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.environment import tokens
 from fastsd_lib.workflows import models
@@ -47,7 +48,7 @@ def download(
 
 def identify(what: str, fetched: Sequence[Downloaded], report: Report = silent) -> list[ModelRow]:
     """A file, or all of a folder; empty: what was fetched."""
-    return models.identify(what if what.strip() else [one.path for one in fetched], report)
+    return models.identify(what if what.strip() else [one.path for one in fetched] or _nothing(), report)
 
 
 def convert(
@@ -61,7 +62,7 @@ def convert(
 ) -> Converted:
     """`source` (empty: the first that was fetched) as `target` (empty: a file or folder of its name, by `form`)."""
     models.check_choice("form", form, FORMS)
-    place = Path(source.strip() or str(fetched[0].path)).expanduser()
+    place = expanded(source.strip() or (fetched[0].path if fetched else _nothing()))
     if target.strip():
         return models.convert(place, target, report=report, **choices)
     into = _target(root, place, form, choices)
@@ -72,8 +73,12 @@ def convert(
     return Converted(into, there.kind, there.family, layout, (THERE_ALREADY,))
 
 
-def verify(what: str, made: Converted, sha256: str = "", report: Report = silent) -> list[Verification]:
+def verify(
+    what: str, made: Converted | None, sha256: str = "", report: Report = silent
+) -> list[Verification]:
     """A file or model folder; empty: what was converted."""
+    if not what.strip() and made is None:
+        raise UserError("Nothing was converted yet.", fix="name a file, or run step 6 first.")
     return models.verify([what if what.strip() else made.path], sha256.strip(), report)
 
 
@@ -90,6 +95,10 @@ def told_of(made: Converted) -> dict[str, Any]:
     facts = {"file" if made.path.is_file() else "folder": made.path, "kind": made.kind, "for": row.base,
              "weights": row.dtype, "size": row.size, "to be known": " ".join(made.notes)}  # fmt: skip
     return {name: value for name, value in facts.items() if value}
+
+
+def _nothing() -> NoReturn:
+    raise UserError("Nothing was fetched yet.", fix="name a source, or run step 4 first.")
 
 
 def _target(root: Path, source: Path, form: str, choices: Mapping[str, str]) -> Path:

@@ -9,14 +9,18 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded, is_there
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.stopping import TrainingStopped
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models.downloading import DownloadStopped
+from fastsd_lib.models.kind import KIND_WORDS
+from fastsd_lib.workflows.model_kinds import refuse_told
 from fastsd_lib.workflows.model_rows import ModelRow, is_model, lying_there, row_of
 
 if TYPE_CHECKING:
@@ -89,7 +93,7 @@ def _target(text: str) -> Path:
     """Where to write. A misspelt ending must not become the name of a folder."""
     from fastsd_lib.workflows.converting import SINGLE
 
-    place = Path(text).expanduser()
+    place = expanded(text)
     if not text:
         raise UserError(
             "No target is named.", fix="name a folder, or a file that ends in .safetensors or .ckpt."
@@ -115,21 +119,30 @@ def download(
     """Have each of `names` here: a known name, a Hugging Face id, a link or a path; a text may hold several.
 
     Each goes to the folder of its kind below `root`, or into `folder`. One that cannot be had does not keep the others
-    from coming: `on_done` hears each that came, and the UserError is raised after the last.
+    from coming: `on_done` hears each that came, and the UserError is raised after the last. `kind`: what each must be;
+    of another one nothing is kept.
     """
     from fastsd_lib.workflows.file_links import split_links
     from fastsd_lib.workflows.model_downloads import model_folders
 
+    check_choice("kind", kind, ["", *KIND_WORDS])
+    root, folder = root and expanded(root), folder and expanded(folder)
     words = names
     if isinstance(names, str):  # a path may hold spaces, links do not
-        words = [names] if names.strip() and Path(names.strip()).expanduser().exists() else split_links(names)
+        words = [names] if names.strip() and is_there(expanded(names.strip())) else split_links(names)
     places = None if folder is None else dict.fromkeys(model_folders(folder), folder)
     came: list[Downloaded] = []
     failed: list[UserError] = []
     words = list(words)
     for word in words:
         try:
-            came.append(_fetched(word.strip(), root, kind, places, report))
+            done = _fetched(word.strip(), root, kind, places, report)
+            if folder is not None and done.path.is_dir():
+                told = (
+                    f"It is a folder, and stays where it is: only files are put into {escaped(str(folder))}."
+                )
+                done = replace(done, notes=(*done.notes, told))
+            came.append(done)
             on_done(came[-1])
         except (DownloadStopped, TrainingStopped):
             raise
@@ -155,13 +168,14 @@ def _fetched(
         if _WITHOUT_SCHEME.match(word):  # as browsers show addresses
             word = f"https://{word}"
         return model_downloads.download(word, root, kind, places, report)
+    refuse_told(control.name, control.kind, kind)
     folder = (places or model_downloads.model_folders(root or default_root()))[control.kind]
     there = (folder / control.file_name).is_file()
 
     def say(line: str) -> None:
         report(ProgressEvent("ControlNet", 1, 1, {"": line}))
 
-    (path,) = control_choice.fetch(control.name, folder, control.family, say)
+    (path,) = control_choice.fetch(control.name, folder, control.family, say, root, report, control.variant)
     return model_downloads.Downloaded(path, describe(path), there)
 
 
@@ -211,8 +225,8 @@ def sources_now(model: KnownModel | KnownControl, root: Path | None = None) -> t
 
 
 def _there(path: str | Path) -> Path:
-    place = Path(str(path).strip()).expanduser()
-    if not str(path).strip() or not place.exists():
+    place = expanded(str(path).strip())
+    if not str(path).strip() or not is_there(place):
         raise UserError(
             f"There is no file or folder {escaped(str(path)) or '(none is named)'}.",
             fix="check the path; ~ stands for your home folder.",

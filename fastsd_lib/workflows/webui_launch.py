@@ -140,7 +140,8 @@ def launch(
     if config.backend == "builtin" or config.model.strip() not in ("", registry.EMBEDDED):
         model = file_links.find_model(config.model, root, library / CHECKPOINTS)
     family = model.family if model else "sd1"
-    for file in control_choice.fetch(config.controlnet, library / "models" / "ControlNet", family, say):
+    controls = library / "models" / "ControlNet"
+    for file in control_choice.fetch(config.controlnet, controls, family, say, root, variant=_variant(model)):
         say(f"ControlNet: {file.stem}")
     with ExitStack() as opened:
         if model and config.backend == "builtin":
@@ -153,6 +154,15 @@ def launch(
             open_tunnels(launched, tunnel_config, opened, say, on_url, stopping)
         launched.end_with(opened.pop_all())
     return launched
+
+
+def _variant(model: ModelFiles | None) -> str:
+    """Of SD 3, which has ControlNets for each; "" where it does not matter or cannot be told."""
+    if model is None or model.family != "sd3":
+        return ""
+    from fastsd_lib.models.identify import describe
+
+    return describe(model.path).kind.variant
 
 
 def check_terms(config: LaunchConfig) -> None:

@@ -6,11 +6,14 @@ import http.server
 import socket
 import ssl
 import threading
+import time
 
 import pytest
+from bad_server import bad_server, certificate, until_hung_up
 
+from fastsd_lib.core import fetching
 from fastsd_lib.core.fetching import FetchRefused, fetch
-from fastsd_lib.core.https_client import is_public, reachable
+from fastsd_lib.core.https_client import Reach, is_public, reachable
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,7 @@ from fastsd_lib.core.https_client import is_public, reachable
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
         "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1",
         "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "ff02::1", "nonsense",
+        "fec0::1", "feff::1%eth0",
     ],
 )  # fmt: skip
 def test_addresses_of_this_network_are_not_public(address):
@@ -150,6 +154,65 @@ def test_a_redirect_is_looked_at_like_the_first_address_and_everything_is_bounde
 def test_a_server_that_cannot_show_its_name_is_not_believed(internet):
     with pytest.raises(FetchRefused, match="cannot be fetched: SSLCertVerificationError"):
         fetch("https://unknown.example/picture", 1000)
+
+
+# ------------------------------------------------------------------ time
+
+
+def drips_an_address(request) -> None:
+    """A redirect whose address never ends: what has come when it is cut must not be followed."""
+    request.send(b"HTTP/1.1 302 Found\r\nlocation: /good?")
+    until_hung_up(request, b"x", 0.05)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("way", ["slow-headers", "drip", "endless-untold", "drips-an-address", "silent"])
+def test_a_server_that_drips_is_left_when_the_time_is_up(tmp_path, monkeypatch, way, tls):
+    """Each byte comes in time, so no single wait is ever too long."""
+    monkeypatch.setattr(fetching, "LONGEST_S", 0.6)
+    file, context = certificate(tmp_path)
+    believed = ssl.create_default_context(cafile=str(file)) if tls else None
+    reach = Reach(http_allowed=True, private_allowed=True, context=believed)
+    with bad_server(b"x" * 100_000, context if tls else None) as server:
+        server.ways["drips-an-address"] = drips_an_address
+        server.ways["endless-untold"] = lambda r: (
+            r.say(200, b"x", length=None),
+            until_hung_up(r, b"x", 0.05),
+        )
+        began = time.monotonic()
+        with pytest.raises(FetchRefused, match=r"takes longer than 0\.6 s") as refused:
+            fetch(f"{server.url}/{way}", 1 << 20, redirects=2, reach=reach)
+        assert time.monotonic() - began < 3
+        assert refused.value.fix == "download the file yourself and give it instead."
+        assert server.paths() == [f"/{way}"]
+
+
+def test_many_addresses_that_do_not_answer_share_the_time(monkeypatch):
+    monkeypatch.setattr(fetching, "LONGEST_S", 0.4)
+    given: list[float] = []
+
+    def resolve(host, port, **more):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"1.1.1.{n}", port)) for n in range(1, 200)]
+
+    def dial(address, timeout):
+        given.append(timeout)
+        time.sleep(0.15)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", dial)
+    with pytest.raises(FetchRefused, match=r"takes longer than 0\.4 s"):
+        fetch("https://silent.example/a.png", 1000)
+    assert 2 <= len(given) <= 5
+    assert given == sorted(given, reverse=True) and given[1] < 0.3
+
+
+def test_a_fetch_leaves_no_clock_behind(internet):
+    fetch("https://pictures.example/picture", 1000)
+    clocks = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    for one in clocks:
+        one.join(1)  # it was called off, and may need a moment
+    assert not any(one.is_alive() for one in clocks)
 
 
 # Made for this test, for pictures.example and other.example, until 2126.

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
-from benchmarks._convert_equality import differences, folder_differences
+from benchmarks._convert_equality import all_explained, differences, folder_differences
+from benchmarks.convert import bars, bars_exceeded
 
 
 def saved(path: Path, **arrays: np.ndarray) -> Path:
@@ -45,3 +47,73 @@ def test_of_folders_the_configs_count_as_values(tmp_path):
     same, lines = folder_differences(tmp_path / "a", tmp_path / "b")
     assert same == 1
     assert lines == ["only ours: more.json", "merges.txt: other bytes", "unet/config.json: y: 2, theirs 3"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "only ours: w",
+        "only theirs: w",
+        "unet: only ours: w",
+        "unet: only theirs: conv_in.weight",
+        "w: F16 [3], theirs F32 [3]",
+        "unet: w: F16 [3], theirs F16 [1, 3]",
+        "vae: w: other bits",
+        "only ours: more.json",
+        "only theirs: unet/diffusion_pytorch_model.safetensors",
+        "only theirs: scheduler/scheduler_config.json",
+        "tokenizer/merges.txt: other bytes",
+        "unet/config.json: cross_attention_dim: 768, theirs 2048",
+        "unet/config.json: upcast_attention: None, theirs True",
+        "vae/config.json: scaling_factor: None, theirs 0.13025",
+        "scheduler/scheduler_config.json: prediction_type: 'epsilon', theirs 'v_prediction'",
+        "model_index.json: other values",
+    ],
+)
+def test_equality_fails_for_every_kind_of_difference_that_is_not_explained(line):
+    for model in ("sd15", "sdxl"):
+        assert not all_explained(model, [], [line]), model
+        assert not all_explained(model, [line], [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "only theirs: tokenizer_2/vocab.json",
+        "unet/config.json: _diffusers_version: None, theirs '0.42.1'",
+        "model_index.json: scheduler: ['diffusers', 'EulerDiscreteScheduler'], theirs ['diffusers', 'DDIMScheduler']",
+        "model_index.json: image_encoder: None, theirs [None, None]",
+        "scheduler/scheduler_config.json: clip_sample: None, theirs False",
+        "text_encoder_2/config.json: pad_token_id: 0, theirs 672",
+        "unet/config.json: upcast_attention: None, theirs False",
+    ],
+)
+def test_equality_lets_the_published_configs_of_sdxl_pass_and_of_nothing_else(line):
+    assert all_explained("sdxl", [], [line]) and all_explained("sd15", [], [])
+    assert not all_explained("sd15", [], [line])
+    assert not all_explained("sdxl", [line], [])  # of two single files nothing is explained
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio_bar", "peak_bar"),
+    [
+        ("cp -r", 0, 0),
+        (".safetensors", 1.1, 64),
+        (".safetensors, sha256", 0, 64),
+        (".ckpt", 2.0, 64),
+        ("fp32 -> bf16 .safetensors", 1.3, 64),
+        ("file -> folder", 0, 64),
+        ("diffusers .ckpt", 0, 0),
+    ],
+)
+def test_a_row_of_the_table_has_the_bars_of_its_name(name, ratio_bar, peak_bar):
+    assert bars(name, timed=True) == (ratio_bar, peak_bar)
+    assert bars(name, timed=False) == (0, peak_bar)
+
+
+def test_a_bar_that_is_exceeded_is_told_and_one_that_is_reached_is_not():
+    assert bars_exceeded(".ckpt", 2.0, 64.0, 2.0, 64) == bars_exceeded("cp -r", 9.0, 900.0, 0, 0) == []
+    assert bars_exceeded(".ckpt", 2.01, 65.0, 2.0, 64) == [
+        ".ckpt takes 2.01 x cp, bar 2.00",
+        ".ckpt holds 65 MB, bar 64",
+    ]

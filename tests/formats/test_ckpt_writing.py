@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
-import re
 import subprocess
 import sys
 import zipfile
@@ -12,39 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_transformers import save_sd3
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.pickle_header import read_pickle_header
-from fastsd_lib.core.tensor_file import ByteRange, NewTensor
+from fastsd_lib.core.tensor_file import ByteRange, NewTensor, read_tensor_file
 from fastsd_lib.formats import ckpt_writing
-from fastsd_lib.formats.ckpt_writing import ROOT, write_ckpt
+from fastsd_lib.formats.ckpt_writing import write_ckpt
+from fastsd_lib.formats.conversion import ConversionChoices, convert_model
+from fastsd_lib.formats.modelspec import HASH_KEY
+from fastsd_lib.models import registry
+from tests.ckpt_rules import rule_is_kept, strictly_built
 
-# What A1111's modules/safe.py let through before it knew of byteorder and serialization_id: names of entries ...
-ALLOWED_ENTRY = re.compile(r"([^/]+)/((data/\d+)|version|(data\.pkl))")
-# ... and what a pickle may call for.
-ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    *(("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")),
-    *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "Int", "Long", "Double", "Byte", "BFloat16")),
-}
 NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
-
-
-def rule_is_kept(path: Path) -> bool:
-    """Whether the strict rule lets a file pass: entries by name, and every name that its pickle calls for."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        programs = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        if len(programs) != 1 or not all(ALLOWED_ENTRY.fullmatch(name) for name in names):
-            return False
-        program = archive.read(programs[0])
-    called = set()
-    for operation, argument, _ in pickletools.genops(program):
-        if operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
-            return False
-        if operation.name == "GLOBAL":
-            called.add(tuple(argument.split(" ")))
-    return called <= ALLOWED_GLOBALS
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -116,29 +94,25 @@ def test_the_strict_rule_of_old_safe_loaders_lets_it_pass_and_not_what_this_torc
 
 
 def test_a_restricted_unpickler_builds_the_tensors_as_safe_loaders_do(tmp_path):
-    """Their check in full: the pickle is run, with storages that are empty."""
-    import collections
-    import pickle
-
-    import torch
-
-    class Strict(pickle.Unpickler):
-        def persistent_load(self, reference):
-            assert reference[0] == "storage"
-            return torch.storage.TypedStorage(_internal=True)
-
-        def find_class(self, module, name):
-            assert (module, name) in ALLOWED_GLOBALS
-            places = {"collections": collections, "torch": torch, "torch._utils": torch._utils}
-            return getattr(places[module], name)
-
     write_ckpt(tmp_path / "m.ckpt", planned(arrays()))
-    with zipfile.ZipFile(tmp_path / "m.ckpt") as archive:
-        with archive.open(f"{ROOT}/data.pkl") as program:
-            built = Strict(program).load()
+    built = strictly_built(tmp_path / "m.ckpt")
     assert {name: tuple(one.shape) for name, one in built["state_dict"].items()} == {
         name: array.shape for name, array in arrays().items()
     }
+
+
+@pytest.mark.parametrize("model", ["embedded", "embedded, with its hash", "sd3"])
+def test_safe_loaders_take_what_conversion_makes_of_real_models(tmp_path, model):
+    source = save_sd3(tmp_path / "sd3").path if model == "sd3" else registry.EMBEDDED_FOLDER
+    choices = ConversionChoices("fp16", sha256="hash" in model, metadata={"recipe": "größe 'x'"})
+    ckpt = convert_model(source, tmp_path / "m.ckpt", choices).path
+    file = convert_model(source, tmp_path / "m.safetensors", choices).path
+    assert rule_is_kept(ckpt)
+    built = strictly_built(ckpt)
+    assert {name: tuple(one.shape) for name, one in built["state_dict"].items()} == {
+        name: one.shape for name, one in read_tensor_file(file).tensors.items()
+    }
+    assert (HASH_KEY in built) == ("hash" in model) and built["recipe"] == "größe 'x'"
 
 
 def test_the_zip_is_sound_aligned_stored_and_the_same_every_time(tmp_path):
@@ -210,6 +184,13 @@ def test_widths_that_old_loaders_refuse_are_refused_here_with_what_to_take(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [{"extra": {"state_dict": "x"}}, {"hash_key": "state_dict"}])
+def test_an_entry_that_would_replace_the_weights_is_never_written(tmp_path, more):
+    with pytest.raises(ValueError, match=r"m\.ckpt: an entry named 'state_dict' would replace the weights"):
+        write_ckpt(tmp_path / "m.ckpt", planned(arrays()), **more)
+    assert list(tmp_path.iterdir()) == []
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -228,14 +209,38 @@ with atomic_path(final) as scratch:
 assert not {"torch", "numpy"} & set(sys.modules)
 print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
+CAST = """
+import sys
+from pathlib import Path
+from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.progress import silent
+from fastsd_lib.core.tensor_file import ByteRange, NewTensor
+from fastsd_lib.formats.casting import cast_pieces
+from fastsd_lib.formats.writing import write_and_verify
+folder, final = Path(sys.argv[1]), Path(sys.argv[2])
+size = 96 << 21
+pieces = cast_pieces(ByteRange(folder / "source", 0, size), "w", "F32", "F16")
+tensors = [NewTensor.copied("w", "F16", (size // 4,), pieces)]
+with atomic_path(final) as scratch:
+    write_and_verify(scratch, final, tensors, {}, silent, hash_key="hash")
+assert "torch" not in sys.modules
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
-def test_two_hundred_megabytes_pass_through_forty_without_torch_or_numpy(tmp_path, name):
+@pytest.mark.parametrize(
+    ("program", "written", "most_mib"),
+    [(MEMORY, 96 << 21, 40), (CAST, 96 << 20, 64)],
+    ids=["copied without torch or numpy", "cast"],
+)
+def test_two_hundred_megabytes_pass_through_forty_and_cast_through_sixty_four(
+    tmp_path, name, program, written, most_mib
+):
     with (tmp_path / "source").open("wb") as source:
         source.truncate(96 << 21)  # a hole: nothing is on the disk
-    command = [sys.executable, "-c", MEMORY, str(tmp_path), str(tmp_path / name)]
+    command = [sys.executable, "-c", program, str(tmp_path), str(tmp_path / name)]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert (tmp_path / name).stat().st_size > 96 << 21
-    assert int(told.stdout) < 40 * 1024  # KiB
+    assert (tmp_path / name).stat().st_size > written
+    assert int(told.stdout) < most_mib * 1024  # KiB

@@ -125,6 +125,16 @@ def test_dtype_and_naming_within_one_file(folder: Path, tmp_path: Path) -> None:
         assert opened.metadata()["modelspec.hash_sha256"].startswith("0x")
 
 
+def test_hashes_of_the_old_file_are_not_carried_over(folder: Path, tmp_path: Path) -> None:
+    said = {"sshs_model_hash": "of the old file", "sshs_legacy_hash": "old too", "author": "Ann"}
+    source = tmp_path / "theirs.safetensors"
+    save_file(load_file(convert_control(folder, tmp_path / "net.safetensors", "original")), source, said)
+    file = convert_control(source, tmp_path / "half.safetensors", "original", dtype="fp16")
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["author"] == "Ann"
+        assert not {"sshs_model_hash", "sshs_legacy_hash"} & opened.metadata().keys()
+
+
 def adapter(kind: str) -> torch.nn.Module:
     from diffusers.models.adapter import T2IAdapter
 

@@ -365,11 +365,17 @@ def test_numbers_survive_a_folder_in_another_dtype(models, tmp_path):
         ("unet/config.json", {"down_block_types": None}),
         ("unet/config.json", {"layers_per_block": 10**12}),
         ("unet/config.json", {"in_channels": [4]}),
+        ("unet/config.json", {"layers_per_block": None}),
         ("vae/config.json", {"block_out_channels": list(range(1, 99))}),
         ("vae/config.json", {"scaling_factor": "large"}),
+        ("vae/config.json", {"scaling_factor": None}),
+        ("vae/config.json", {"layers_per_block": None}),
         ("text_encoder/config.json", {"num_hidden_layers": 10**12}),
         ("scheduler/scheduler_config.json", {"prediction_type": 7}),
+        ("text_encoder/config.json", None),
         ("model_index.json", []),
+        ("model_index.json", {"tokenizer": {"a": 1}}),
+        ("model_index.json", {"depth_estimator": ["transformers"]}),
     ],
 )
 def test_configs_that_are_none_are_named_wherever_they_come_from(models, tmp_path, config, entries):
@@ -377,7 +383,10 @@ def test_configs_that_are_none_are_named_wherever_they_come_from(models, tmp_pat
     shutil.copytree(models["sd1"], folder)
     good = convert_model(folder, tmp_path / "good.safetensors", BARE).path
     carried = json.loads(metadata(good)["fastsd.configs"])
-    carried[config] = carried[config] | entries if isinstance(entries, dict) else entries
+    # None: a config without any entry
+    carried[config] = (
+        carried[config] | entries if isinstance(entries, dict) else {} if entries is None else entries
+    )
     (folder / config).write_text(json.dumps(carried[config]))
     save_file(load_file(good), tmp_path / "bad.safetensors", {"fastsd.configs": json.dumps(carried)})
     with pytest.raises(UserError, match=config) as error:

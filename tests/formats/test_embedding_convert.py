@@ -48,6 +48,13 @@ def test_a1111s_pickle_becomes_its_safetensors_bit_by_bit(tmp_path: Path, dtype:
     assert said["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
 
 
+def test_hashes_of_the_old_file_are_not_carried_over(tmp_path: Path) -> None:
+    said = {"sshs_model_hash": "of the old file", "sshs_legacy_hash": "old too", "author": "Ann"}
+    save_file({"<zwx>": VECTORS}, tmp_path / "theirs.safetensors", said)
+    kept = metadata(convert_embedding(tmp_path / "theirs.safetensors", tmp_path / "zwx.safetensors"))
+    assert kept["author"] == "Ann" and not {"sshs_model_hash", "sshs_legacy_hash"} & kept.keys()
+
+
 def test_diffusers_loads_the_word_of_every_form(tmp_path: Path, tiny_pipeline: ModelFiles) -> None:
     from diffusers.loaders.textual_inversion import (
         TextualInversionLoaderMixin,

@@ -201,6 +201,11 @@ def test_other_words_and_other_families_are_refused(files, tiny_pipeline, narrow
     with pytest.raises(UserError, match="holds weights only, no configs") as error:
         load_parts(identify(files["sdxl"]).model_files, CPU, FULL)
     assert "name a Diffusers folder" in error.value.fix
+    # The configs follow from its shapes: a folder of the tokenizer alone is enough.
+    parts = load_parts(
+        identify(files["sdxl"]).model_files, CPU, FULL, config_from=tiny_pipeline.path / "tokenizer"
+    )
+    assert parts.tokenizer_2 is not None
 
 
 def test_an_inpainting_file_takes_the_configs_of_a_plain_model_and_keeps_its_own_channels(

@@ -82,7 +82,8 @@ def test_a_cast_file_holds_exactly_what_torch_would_have_cast(tiny_pipeline, tmp
     source = weights(tiny_pipeline.path, "unet")["conv_in.weight"]
     with safe_open(file, framework="pt") as opened:
         ours = opened.get_tensor("model.diffusion_model.input_blocks.0.0.weight")
-        assert {str(opened.get_tensor(name).dtype) for name in opened.keys()}  # noqa: SIM118, not a dict == {str(width)}
+        names = opened.keys()
+        assert {opened.get_tensor(name).dtype for name in names} == {width}
     assert torch.equal(ours, torch.from_numpy(source).to(width))
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_families import save_sdxl, save_single_file
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.formats.conversion import ConversionChoices, convert_model
 from fastsd_lib.formats.vae_convert import convert_vae
 
 Tensors = dict[str, torch.Tensor]
@@ -124,3 +126,42 @@ def test_what_is_no_whole_vae_is_refused(tmp_path: Path) -> None:
             convert_vae(tmp_path / f"{name}.safetensors", tmp_path / "out", "diffusers")
         assert refused.value.fix
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ("[1]", "is no config of such a model"),
+        ('{"_class_name": "AutoencoderKL"}', "is no config of such a model"),
+        ('{"block_out_channels": [32, 64], "layers_per_block": 1000000000}', "is no config of such a model"),
+        ('{"block_out_channels": [32, 64], "layers_per_block": null}', "is no config of such a model"),
+        ('{"block_out_channels": [32, 64], "scaling_factor": null}', "is no config of such a model"),
+        ('{"block_out_channels": [32, 64], "scaling_factor": 1e999}', "is no config of such a model"),
+        ('{"_class_name": ["AutoencoderTiny"]}', "not AutoencoderKL"),
+    ],
+)
+def test_a_folder_whose_config_is_no_vaes_is_refused(tmp_path: Path, config: str, line: str) -> None:
+    folder = save(tmp_path / "vae")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(UserError, match=line) as refused:
+        convert_vae(folder, tmp_path / "out.safetensors", "original")
+    assert "config.json" in str(refused.value) and refused.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+
+
+def test_a_folder_of_a_tiny_vae_is_refused_alone_and_as_another_models_vae(
+    tmp_path: Path, tiny_pipeline: ModelFiles
+) -> None:
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8)
+    ).save_pretrained(tmp_path / "taesd")
+    with pytest.raises(UserError, match=r"config\.json says AutoencoderTiny, not AutoencoderKL") as refused:
+        convert_vae(tmp_path / "taesd", tmp_path / "out.safetensors", "original")
+    assert "tiny one (TAESD) has the same names everywhere" in refused.value.fix
+    with pytest.raises(UserError, match="AutoencoderTiny"):
+        convert_model(
+            tiny_pipeline.path, tmp_path / "m.safetensors", ConversionChoices(vae=tmp_path / "taesd")
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["taesd"]

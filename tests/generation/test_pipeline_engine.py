@@ -242,6 +242,24 @@ def test_single_files_and_folders_that_are_not_whole_say_so(models, tmp_path):
     assert "download it again" in error.value.fix
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "use"),
+    [("FluxFillPipeline", "filling a masked place"), ("FluxControlPipeline", "drawing along depth or edges")],
+)
+def test_flux_models_that_take_more_than_text_are_refused_before_they_are_loaded(
+    models, tmp_path, pipeline, use
+):
+    folder = tmp_path / "other"
+    shutil.copytree(models["flux"].path, folder)
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", pipeline))
+    with pytest.raises(
+        UserError, match=f"other is a model for {use}.*, which is not drawn with here"
+    ) as error:
+        load_engine(ModelFiles("flux", "diffusers", folder), device="cpu")
+    assert error.value.fix == "take Flux.1 dev or schnell."
+
+
 def test_a_size_far_from_the_models_own_is_warned_of_but_not_over_a_picture(engines):
     small, own = (replace(ORDER, count=1, width_px=side, height_px=side) for side in (32, 256))
     assert engines["flux"].generate(small)[0].record["warnings"] == [

@@ -105,6 +105,45 @@ def test_what_does_not_fit_is_told_with_what_does(purpose, family, said, way_out
     assert said in error.value.message and way_out in error.value.fix, str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("purpose", "variant", "name"),
+    [
+        ("canny", "3 medium", "instantx-canny-sd3"),
+        ("canny", "3.5 large", "sd3.5-large-canny"),
+        ("canny", "3.5 large turbo", "sd3.5-large-canny"),
+        ("tile", "3.5 large", "sd3.5-large-blur"),
+        ("sd3.5-large-depth", "3.5 large", "sd3.5-large-depth"),
+        ("sd3.5-large-depth", "", "sd3.5-large-depth"),
+    ],
+)
+def test_of_sd3_the_variant_decides_too(purpose, variant, name):
+    assert pick_control(purpose, "sd3", variant).name == name
+
+
+@pytest.mark.parametrize(
+    ("purpose", "variant", "said", "way_out"),
+    [
+        ("openpose", "3.5 large", "no ControlNet openpose for SD 3.5 large, only for", "some of canny, depth, tile;"),
+        ("instantx-canny-sd3", "3.5 large", "is for SD 3 medium, and the model is SD 3.5 large.",
+         "take sd3.5-large-canny."),
+        ("canny", "3.5 medium", "for SD 3.5 medium, only for", "draw without one"),
+    ],
+)  # fmt: skip
+def test_a_network_for_another_sd3_is_refused(purpose, variant, said, way_out):
+    with pytest.raises(UserError) as error:
+        pick_control(purpose, "sd3", variant)
+    assert said in error.value.message and way_out in error.value.fix, str(error.value)
+
+
+def test_every_network_for_sd3_says_for_which_and_all_takes_those_of_one():
+    assert {one.variant for one in known_controls() if one.family == "sd3"} == {"3 medium", "3.5 large"}
+    assert not [one.name for one in known_controls() if one.variant and one.family != "sd3"]
+    assert [one.name for one in controls.usual_controls("sd3", "3.5 large")] == [
+        "sd3.5-large-canny", "sd3.5-large-depth", "sd3.5-large-blur",
+    ]  # fmt: skip
+    assert controls.usual_controls("sdxl", "inpainting") == controls.usual_controls("sdxl")
+
+
 def test_all_is_one_network_for_each_purpose_of_the_older_lists():
     assert [one.purpose for one in controls.usual_controls("sd1")] == V1
     assert {one.purpose for one in controls.usual_controls("sdxl")} >= set(XL)

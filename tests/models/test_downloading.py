@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -25,9 +26,10 @@ from tests.bad_server import bad_server, certificate, model_bytes
 
 DATA = model_bytes()
 QUICK = DownloadRules(
-    most_bytes=2_000_000, stall_s=0.5, tries=2, wait_s=0.01, save_s=0.05, segment_bytes=64 << 10,
+    most_bytes=2_000_000, stall_s=5, tries=2, wait_s=0.01, save_s=0.05, segment_bytes=64 << 10,
     http_allowed=True, private_allowed=True,
 )  # fmt: skip
+STALLS = ("drip", "slow-headers", "silent")  # where a try ends by waiting: it is not waited for long
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,17 @@ def server():
         yield bad
 
 
-def fetched(server, way, folder, **known):
-    return download_file([Source(f"{server.url}/{way}", **known)], folder, QUICK)
+def fetched(server, way, folder, rules=QUICK, **known):
+    return download_file([Source(f"{server.url}/{way}", **known)], folder, rules)
+
+
+@contextmanager
+def pace(server, rest_s):
+    server.pace = rest_s
+    try:
+        yield
+    finally:
+        server.pace = 0.0
 
 
 @pytest.mark.parametrize(
@@ -122,10 +133,17 @@ def test_a_whole_file_arrives_under_a_name_that_is_no_path(server, tmp_path, way
 )  # fmt: skip
 def test_what_is_no_whole_file_leaves_one_line_and_nothing_else(server, tmp_path, way, why):
     with pytest.raises(DownloadRefused, match=why) as caught:
-        fetched(server, way, tmp_path)
+        fetched(server, way, tmp_path, replace(QUICK, stall_s=0.5) if way in STALLS else QUICK)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in caught.value.message and caught.value.message.startswith(server.url)
     assert caught.value.fix.endswith(".")
+
+
+def test_a_server_that_asks_for_a_second_of_rest_gets_it(server, tmp_path):
+    before = len(server.times)
+    assert fetched(server, "busy-a-second/a.safetensors", tmp_path).read_bytes() == DATA
+    first, second = server.times[before : before + 2]
+    assert second - first >= 1
 
 
 @pytest.mark.parametrize(
@@ -307,42 +325,45 @@ def test_a_disk_that_is_too_full_is_told_before_a_byte_comes_and_meanwhile(serve
     free = iter([10**9] * 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, next(free, 10**6)))
     with pytest.raises(UserError, match=r"0\.0 GB free"):
-        download_file([Source(f"{server.url}/drip")], tmp_path, replace(QUICK, stall_s=5))
+        download_file([Source(f"{server.url}/drip")], tmp_path, QUICK)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_tells_bytes_and_speed_and_a_stop_is_heard_at_once(server, tmp_path):
-    server.pace, events, asked = 0.4, [], threading.Event()
+    events, asked = [], threading.Event()
 
     def report(event):
         events.append(event)
         asked.set()
 
     source = [Source(f"{server.url}/paced/a.safetensors")]
-    with pytest.raises(DownloadStopped, match="was stopped") as caught:
-        download_file(source, tmp_path, replace(QUICK, stall_s=5), report, asked.is_set)
+    with pace(server, 0.4), pytest.raises(DownloadStopped, match="was stopped") as caught:
+        download_file(source, tmp_path, QUICK, report, asked.is_set)
     assert "goes on where it stopped" in caught.value.fix
     event = events[0]
     assert event.task == "download a.safetensors" and 0 < event.done < event.total == len(DATA)
     assert re.fullmatch(r"0 of 0 MB, 0\.\d MB/s", event.facts[""]) and event.facts["bytes_per_s"] > 0
-    server.pace = 0.0
     before = len(server.asked)
     assert download_file(source, tmp_path, QUICK).read_bytes() == DATA
     assert server.asked[before][1]["range"] != f"bytes=0-{QUICK.segment_bytes - 1}"
 
 
 def test_two_programs_do_not_write_one_file(server, tmp_path):
-    server.pace = 0.05
-    source, inside = [Source(f"{server.url}/paced/a.safetensors")], threading.Event()
+    """The first is held back until the second was refused."""
+    inside, refused = threading.Event(), threading.Event()
+    server.ways["held"] = lambda r: refused.wait(20) and r.give(DATA)
+    source = [Source(f"{server.url}/held/a.safetensors")]
     other = threading.Thread(
         target=download_file,
-        args=(source, tmp_path, QUICK),
+        args=(source, tmp_path, replace(QUICK, stall_s=20)),
         kwargs={"should_stop": lambda: inside.set() or False},
     )
     other.start()
-    assert inside.wait(5)
-    with pytest.raises(UserError, match="Another program is fetching this very file"):
-        download_file(source, tmp_path, QUICK)
-    other.join()
+    try:
+        assert inside.wait(10)
+        with pytest.raises(UserError, match="Another program is fetching this very file"):
+            download_file(source, tmp_path, QUICK)
+    finally:
+        refused.set()
+        other.join()
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-    server.pace = 0.0

@@ -60,6 +60,23 @@ def test_a_part_whose_base_cannot_be_told_is_a_warning_only(kind):
     assert unknown.ok and "it cannot be told what the model is" in unknown.warning
 
 
+@pytest.mark.parametrize("build", ["3 medium", "3.5 medium", "3.5 large", "3.5 large turbo", "", "union"])
+def test_a_controlnet_for_another_sd3_is_refused_where_both_are_known(build):
+    medium = next(one for one in known_controls() if one.name == "instantx-canny-sd3")
+    fit = check_fit(Piece("checkpoint", "sd3", build, name="big"), medium)
+    if build in ("3 medium", "", "union"):
+        assert fit == fits.FITS
+        return
+    named = f"SD {build.removesuffix(' turbo')}"
+    assert (
+        fit.refusal == f"the ControlNet {medium.name} is made for SD 3 medium, and the model big is {named}."
+    )
+    assert fit.instead.endswith("a model of SD 3 medium.")
+    assert fit.instead.startswith("take sd3.5-large-canny or another of") == ("large" in build)
+    file = Kind("controlnet", "sd3", "3 medium")  # as a file's tensors say it
+    assert check_fit(Piece("checkpoint", "sd3", build), file).refusal.endswith(f"is {named}.")
+
+
 def test_a_lora_of_a_model_that_predicts_something_else_is_a_warning():
     base = Piece("checkpoint", "sd2", prediction="v_prediction")
     assert "expect weak or strange" in check_fit(base, Piece("lora", "sd2", prediction="epsilon")).warning
@@ -156,6 +173,11 @@ def test_only_text_to_image_models_of_trained_families_are_trained(base, said, i
         (Piece("checkpoint", "sd1", "inpainting"), "", ""),
         (Piece("checkpoint", "sd1", "instruct-pix2pix", name="x"), "for instruct-pix2pix, which is not drawn", ""),
         (Piece("checkpoint", "sd2", "depth to image", name="x"), "x is a model for depth to image, which is not drawn", ""),
+        (Piece("checkpoint", "sd2", "unCLIP", name="x"), "x is a model for variations of a picture (unCLIP), which", ""),
+        (Piece("transformer", "flux", "fill", name="x"), "x is a model for filling a masked place (Fill), which is not", ""),
+        (Piece("checkpoint", "flux", "depth or canny", name="x"), "x is a model for drawing along depth or edges", ""),
+        (Piece("checkpoint", "flux", "kontext"), "", ""),
+        (Piece("checkpoint", "flux", "dev"), "", ""),
         (Piece("checkpoint", "sdxl_refiner", name="x"), "", "x is SDXL's refiner, made for the last steps"),
         (Piece("checkpoint", "sdxl", marks=("v_pred",), name="x"), "", "not marked for zero terminal SNR"),
         (Piece("checkpoint", "sdxl", marks=("v_pred", "ztsnr")), "", ""),
@@ -166,6 +188,8 @@ def test_models_that_are_not_drawn_with_or_only_for_some_steps_are_told(base, re
     fit = check_base(base, "draw")
     assert refusal in fit.refusal and bool(fit.refusal) == bool(refusal)
     assert warning in fit.warning and bool(fit.warning) == bool(warning)
+    if refusal:
+        assert ("Flux.1 dev" in fit.instead) == (base.family == "flux")
 
 
 # ------------------------------------------------------------------ sizes

@@ -1,11 +1,11 @@
-"""Eighty headers as they go round: each is told by its names and shapes, and what no rule knows is not guessed."""
+"""Ninety headers as they go round: each is told by its names and shapes, and what no rule knows is not guessed."""
 
 from __future__ import annotations
 
 import pytest
 
 from fastsd_lib.core.tensor_file import Tensor
-from fastsd_lib.models.kinds import Kind, kind_of
+from fastsd_lib.models.kinds import Kind, foreign_model, kind_of
 
 U, V = "model.diffusion_model.", "first_stage_model.decoder.conv_in.weight"
 TO_K = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
@@ -38,6 +38,13 @@ FLUX = {
     "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
     "single_blocks.0.linear1.weight": (21504, 3072),
 }
+CONTROL_LORA = {"lora_controlnet": (0,), "input_hint_block.0.weight": (16, 3, 3, 3),
+                "zero_convs.0.0.weight": (320, 320, 1, 1)}  # fmt: skip
+CONTROL_TO_K = (
+    "input_blocks.4.1.transformer_blocks.0.attn2.to_k.down"  # no name of these files says "lora" but the mark
+)
+FACE = {"image_proj.proj.0.weight": (1024, 512), "ip_adapter.0.to_q_lora.down.weight": (128, 320),
+        "ip_adapter.0.to_q_lora.up.weight": (320, 128)}  # fmt: skip
 HINT = {"input_hint_block.0.weight": (16, 3, 3, 3)}
 
 HEADERS = [
@@ -103,11 +110,20 @@ HEADERS = [
      Kind("controlnet", "sdxl", "union", "diffusers")),
     ({"controlnet_x_embedder.weight": (3072, 64), "context_embedder.weight": (3072, 4096),
       "single_transformer_blocks.0.x": (1,)}, Kind("controlnet", "flux", naming="diffusers")),
-    ({"lora_controlnet": (0,), "input_blocks.1.0.in_layers.2.down": (1, 1), "zero_convs.0.0.weight": (320, 320, 1, 1),
-      "x.lora_up": (1, 1)}, Kind("control-lora", naming="original")),
+    ({"lora_controlnet": (0,), "input_blocks.1.0.in_layers.2.down": (1, 1), "zero_convs.0.0.weight": (320, 320, 1, 1)},
+     Kind("control-lora", naming="original")),
+    (CONTROL_LORA | {CONTROL_TO_K: (256, 2048)}, Kind("control-lora", "sdxl", naming="original")),
+    (CONTROL_LORA | {CONTROL_TO_K: (256, 1024)}, Kind("control-lora", "sd2", naming="original")),
+    (CONTROL_LORA | {CONTROL_TO_K: (256, 768)}, Kind("control-lora", "sd1", naming="original")),
     ({"body.0.in_conv.weight": (640, 320, 1, 1), "conv_in.weight": (320, 64, 3, 3)},
      Kind("t2i-adapter", "sd1", naming="original")),
     ({"ip_adapter.1.to_k_ip.weight": (320, 768), "image_proj.proj.weight": (3072, 1024)}, Kind("ip-adapter", "sd1")),
+    (FACE | {"ip_adapter.1.to_k_ip.weight": (320, 768)}, Kind("ip-adapter", "sd1")),
+    (FACE | {"ip_adapter.1.to_k_ip.weight": (640, 2048)}, Kind("ip-adapter", "sdxl")),
+    ({"style_embedding": (1, 8, 1024), "ln_post.weight": (1024,), "proj": (1024, 768),
+      "transformer_layes.0.attn.in_proj_weight": (3072, 1024)}, Kind("t2i-adapter", "sd1", "style", "original")),
+    ({"body.0.in_conv.weight": (80, 192, 1, 1), "body.0.body.0.block1.weight": (80, 80, 3, 3),
+      "body.0.out_conv.weight": (320, 80, 1, 1)}, Kind("t2i-adapter", "sd1", naming="original")),
     ({"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
      Kind("upscaler", variant="ESRGAN")),
     ({"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)}, Kind("upscaler", variant="RRDBNet")),
@@ -149,7 +165,13 @@ HEADERS = [
     ({"string_to_token.*": (), "string_to_param.*": (3, 1024)}, Kind("embedding", "sd2", naming="original")),
     ({"string_to_param.*": (3, 768)}, Kind("embedding", "sd1", naming="original")),
     ({"controlnet_blocks.0.weight": (1536, 1536), "pos_embed_input.proj.weight": (1536, 16, 2, 2),
-      "transformer_blocks.0.attn.to_q.weight": (1536, 1536)}, Kind("controlnet", "sd3", naming="diffusers")),
+      "transformer_blocks.0.attn.to_q.weight": (1536, 1536)}, Kind("controlnet", "sd3", "3 medium", "diffusers")),
+    ({"controlnet_blocks.0.weight": (1536, 1536), "pos_embed_input.proj.weight": (1536, 16, 2, 2),
+      "transformer_blocks.0.attn.norm_k.weight": (64,)}, Kind("controlnet", "sd3", "3.5 medium", "diffusers")),
+    ({"controlnet_blocks.0.weight": (2432, 2432), "pos_embed_input.proj.weight": (2432, 16, 2, 2),
+      "transformer_blocks.0.attn.to_q.weight": (2432, 2432)}, Kind("controlnet", "sd3", "3.5 large", "diffusers")),
+    ({"controlnet_blocks.0.weight": (64, 64), "pos_embed_input.proj.weight": (64, 16, 2, 2)},
+     Kind("controlnet", "sd3", naming="diffusers")),
     ({"controlnet_x_embedder.weight": (3072, 64), "controlnet_mode_embedder.weight": (10, 3072),
       "x_embedder.weight": (3072, 64)}, Kind("controlnet", "flux", "union", "diffusers")),
     ({"controlnet_blocks.0.weight": (3072, 3072), "double_blocks.0.img_attn.qkv.weight": (9216, 3072)},
@@ -186,3 +208,51 @@ def test_what_shapes_do_not_say_of_a_lora_its_metadata_does():
     names = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": Tensor("F16", (8, 768), 0, 0)}
     assert kind_of(names).family == ""
     assert kind_of(names, {"ss_base_model_version": "sd_v1"}).family == "sd1"
+
+
+# One layer of each sort of LoRA for a transformer, as it is called where it was trained; its width -> the base model.
+TRANSFORMER_LORAS = [
+    ("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight", 1536, "sd3"),
+    ("transformer.transformer_blocks.23.attn.add_k_proj.lora_A.weight", 1536, "sd3"),
+    ("transformer.transformer_blocks.37.attn.to_k.lora_A.weight", 2432, "sd3"),
+    ("transformer.transformer_blocks.0.attn2.to_k.lora_A.weight", 1536, "sd3"),
+    ("lora_unet_joint_blocks_0_x_block_attn2_qkv.lora_down.weight", 1536, "sd3"),
+    ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", 2432, "sd3"),
+    ("transformer.transformer_blocks.18.attn.add_k_proj.lora_A.weight", 3072, "flux"),
+    ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", 3072, "flux"),
+    ("transformer.single_transformer_blocks.7.proj_out.lora_A.weight", 15360, "flux"),
+    ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 3072, "flux"),
+    ("diffusion_model.double_blocks.0.img_mod.lin.lora_A.weight", 3072, "flux"),
+    ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", 6144, ""),  # Flux.2
+    ("lora_unet_single_blocks_0_linear1.lora_down.weight", 6144, ""),
+    ("transformer.transformer_blocks.59.attn.add_k_proj.lora_A.weight", 3072, ""),  # Qwen-Image
+    ("transformer.transformer_blocks.0.attn2.to_k.lora_A.weight", 2048, ""),  # LTX-Video
+]
+
+
+@pytest.mark.parametrize(("name", "width", "family"), TRANSFORMER_LORAS)
+def test_a_lora_for_a_transformer_is_told_by_its_width_and_blocks(name, width, family):
+    tensors = {key: Tensor("F16", shape, 0, 0) for key, shape in lora(width, name).items()}
+    assert (kind_of(tensors).kind, kind_of(tensors).family) == ("lora", family)
+
+
+@pytest.mark.parametrize("mark", ["img_mlp.net.0.proj", "img_mod.1", "txt_mlp.net.2"])
+def test_a_lora_for_qwen_image_is_not_one_for_flux_or_sd3(mark):
+    shapes = lora(3072, "transformer_blocks.0.attn.add_k_proj.lora_A.weight")
+    shapes |= lora(3072, f"transformer_blocks.0.{mark}.lora_A.weight")
+    found = kind_of({key: Tensor("F16", shape, 0, 0) for key, shape in shapes.items()})
+    assert (found.kind, found.family) == ("lora", "")
+
+
+@pytest.mark.parametrize(
+    ("mark", "family"),
+    [
+        ("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm_in.weight", "Stable Video Diffusion"),
+        ("down_blocks.0.attentions.0.time_pos_embed.linear_1.weight", "Stable Video Diffusion"),
+        ("encoder_hid_proj.weight", "Kolors or DeepFloyd"),
+        ("down_blocks.0.temp_convs.0.conv1.0.weight", "ModelScope"),
+    ],
+)
+def test_u_nets_of_other_programs_are_not_taken_for_stable_diffusion(mark, family):
+    tensors = {name: Tensor("F16", shape, 0, 0) for name, shape in (PART_UNET | {mark: (4, 4)}).items()}
+    assert kind_of(tensors) is None and foreign_model(tensors) == family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,10 +82,15 @@ def test_every_source_is_asked_in_order_for_the_file_that_tells_and_the_token_go
     assert not any("hf_secret" in f"{state}" or "key=s" in f"{state}" for state in found)
 
 
-def test_without_a_network_each_source_says_so():
+def test_without_a_network_each_source_says_so(monkeypatch):
     assert [state.told for state in states("a", "b", hub="http://127.0.0.1:9")] == [
         "no connection (ConnectionRefusedError)"
     ] * 2
+
+    def resolve(*given, **more):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     (state,) = check_mirrors(KnownModel("m", "sd1", mirrors=("https://none.invalid/a.safetensors",)))
     assert (state.there, state.told) == (False, "no connection, or no such host")
 

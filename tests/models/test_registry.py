@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy
 import pytest
+import safetensors.numpy
 from local_hub import SECRET, Hub, served
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import sha256_file
-from fastsd_lib.models import registry
-from fastsd_lib.models.hub_repository import wanted_files
+from fastsd_lib.core.progress import ProgressEvent
+from fastsd_lib.core.stopping import TrainingStopped
+from fastsd_lib.models import hub_progress, registry
+from fastsd_lib.models.download_part import OwnDisk
+from fastsd_lib.models.hub_repository import DiskFullError, wanted_files
 from fastsd_lib.models.known_models import KnownModel
 from fastsd_lib.models.registry import base_model, download, fetch_known
 
@@ -222,6 +229,120 @@ def test_a_plain_address_is_fetched_where_the_hub_has_nothing(hub, single, tmp_p
         fetched(known("hf:org/gone", "https://127.0.0.1:9/a.safetensors"), hub, tmp_path)
 
 
+def test_a_file_that_was_never_compared_with_its_hash_is_so_by_the_next_call(hub, single, tmp_path):
+    """As after a kill between the download and its end."""
+    place = "hf:org/single/in/tiny.safetensors"
+    file = fetched(known(place), hub, tmp_path)  # in the cache, and not compared
+    with pytest.raises(UserError, match="is not the published file"):
+        fetched(known(place, sha256="0" * 64), hub, tmp_path)
+    assert not file.exists()
+    good = known(place, sha256=sha256_file(single))
+    file = fetched(good, hub, tmp_path)
+    before = file.stat()
+    with file.open("r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        handle.write(b"\x55")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fetched(good, hub, tmp_path) == file  # once is enough: gigabytes are not read again
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+    with pytest.raises(UserError, match="is not the published file"):
+        fetched(good, hub, tmp_path)
+
+
+# ------------------------------------------------------------------ space, progress, stop
+
+
+def free_bytes(monkeypatch, free: int) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+
+
+def test_a_repository_that_does_not_fit_is_refused_before_the_first_byte(hub, tmp_path, monkeypatch):
+    free_bytes(monkeypatch, 70 << 20)
+    with pytest.raises(DiskFullError, match=r"has 0.1 GB free, and 0.1 GB are needed for org/tiny") as error:
+        download("org/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    assert "HF_HOME" in error.value.fix and hub.fetched == []
+    with pytest.raises(DiskFullError):
+        fetched(known("hf:org/tiny", "hf:org/single/in/tiny.safetensors"), hub, tmp_path)
+    free_bytes(monkeypatch, 10 << 30)
+    model = download("org/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    free_bytes(monkeypatch, 0)  # what is there needs none, with a network or without
+    for url in (hub.url, "http://127.0.0.1:9"):
+        assert download("org/tiny", endpoint=url, cache_dir=tmp_path / "cache") == model
+
+
+def test_a_full_disk_ends_the_search_at_a_plain_address_too(hub, single, tmp_path, monkeypatch):
+    from fastsd_lib.models.downloading import DownloadRules
+
+    free_bytes(monkeypatch, 0)
+    address = f"{hub.url}/org/single/resolve/main/in/tiny.safetensors"
+    rules = DownloadRules(http_allowed=True, private_allowed=True)
+    with pytest.raises(OwnDisk, match=r"GB free, and .* GB are needed"):
+        fetch_known(known(address, "hf:org/gone"), None, hub.url, tmp_path / "cache", rules=rules)
+
+
+def test_bytes_are_reported_from_none_to_all(hub, tmp_path):
+    events: list[ProgressEvent] = []
+    model = download("org/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache", report=events.append)
+    size = sum(path.stat().st_size for path in model.path.rglob("*") if path.is_file())
+    assert {event.task for event in events} == {"download org/tiny"}
+    assert (events[0].done, events[-1].done) == (0, size) and {event.total for event in events} == {size}
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    events.clear()
+    download("org/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache", report=events.append)
+    assert events == []  # nothing was to come
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_stop_is_heard_before_and_amid_the_bytes_and_no_other_source_is_asked(
+    hub, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr(hub_progress, "EVERY_S", 0.0)
+
+    def report(event: ProgressEvent) -> None:
+        if event.done >= at:
+            raise TrainingStopped("stopped")
+
+    with pytest.raises(TrainingStopped):
+        fetch_known(known("hf:org/tiny", "hf:org/tiny"), None, hub.url, tmp_path / "cache", report)
+    assert (hub.fetched == []) == (at == 0)
+
+
+# ------------------------------------------------------------------ for other programs
+
+
+def test_what_is_not_opened_here_is_fetched_for_other_programs(hub, single, tmp_path):
+    """A U-Net that is shown the depth, and a file; in a process of its own, as above."""
+    weights = tmp_path / "hub" / "tiny" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["conv_in.weight"] = numpy.zeros((32, 5, 3, 3), "float32")
+    safetensors.numpy.save_file(tensors, weights)
+    config = tmp_path / "config" / "fastsd" / "models.yaml"
+    config.parent.mkdir(parents=True)
+    about = "family: sd1\n  uses: []\n  mirrors"
+    config.write_text(
+        f"deep:\n  {about}: [hf:org/tiny]\none:\n  {about}: [hf:org/single/in/tiny.safetensors]\n"
+    )
+    where = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    command = [sys.executable, "-m", "fastsd_lib", "models", "download", "deep", "one", "--json", "--root"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "root")], env=os.environ | where, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    deep, one = json.loads(done.stdout)
+    assert (Path(deep["path"]) / "model_index.json").is_file() and deep["kind"] == "checkpoint"
+    assert one["path"] == str(tmp_path / "root/models/Stable-diffusion/tiny.safetensors")
+
+
+def test_a_source_that_holds_no_whole_model_is_passed_over(hub, tmp_path):
+    night = registry.EXTRAS_FOLDER / "Lora" / "tiny_night.safetensors"
+    (tmp_path / "hub" / "other").mkdir()
+    shutil.copy(night, tmp_path / "hub" / "other")
+    for uses, said in (((), "It holds a LoRA, not a whole"), (("generate",), "is a LoRA, not a whole model")):
+        with pytest.raises(UserError, match=said):
+            fetched(known(f"hf:org/other/{night.name}", uses=uses), hub, tmp_path)
+    assert fetched(known(f"hf:org/other/{night.name}", "hf:org/tiny"), hub, tmp_path).is_dir()
+
+
 def test_a_full_disk_ends_the_search_because_no_other_source_would_help():
     from fastsd_lib.models.hub_repository import DiskFullError, _download_error
 
@@ -251,7 +372,8 @@ def test_a_withdrawn_address_tells_what_is_taken_in_its_place(hub, tmp_path):
     config.write_text("mine:\n  family: sd1\n  mirrors: [hf:org/tiny]\n  withdrawn: [old/tiny]\n")
     code = (
         "from fastsd_lib.models.registry import base_model\n"
-        "made = base_model('old/tiny', report=lambda event: print(event.facts['']))\n"
+        "told = lambda event: event.task == 'model' and print(event.facts[''])\n"
+        "made = base_model('old/tiny', report=told)\n"
         "print(made.family)"
     )
     where = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}

@@ -115,6 +115,26 @@ def test_the_convert_cell_can_run_again_and_other_choices_make_other_files(tmp_p
     assert baked.path.name == "embedded-vae-vae.safetensors" and not baked.notes
 
 
+def test_steps_before_which_nothing_was_fetched_or_converted_say_so_or_take_their_own_field(tmp_path):
+    before: dict = {}
+    line = next(line for line in rules.code_of(rules.read(NAME))[0].splitlines() if "fetched, made" in line)
+    exec(line, before)
+    assert before["fetched"] == [] and before["made"] is None
+    (row,) = model_steps.identify(str(LORA), before["fetched"])
+    assert row.kind == "lora"
+    assert not model_steps.verify(str(LORA), before["made"])[0].problems
+    for step in (
+        lambda: model_steps.convert(tmp_path, [], source=""),
+        lambda: model_steps.identify("", []),
+    ):
+        with pytest.raises(UserError, match="Nothing was fetched yet") as caught:
+            step()
+        assert caught.value.fix == "name a source, or run step 4 first."
+    with pytest.raises(UserError, match="Nothing was converted yet") as caught:
+        model_steps.verify("", None)
+    assert caught.value.fix == "name a file, or run step 6 first."
+
+
 def test_a_form_that_is_not_there_is_a_mistake_with_the_nearest(tmp_path):
     with pytest.raises(UserError, match="form cannot be 'safetensor'") as caught:
         model_steps.convert(tmp_path, [], source=str(LORA), form="safetensor")

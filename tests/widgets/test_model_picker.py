@@ -84,6 +84,18 @@ def test_family_and_use_shorten_the_list_and_a_model_that_left_it_is_not_chosen_
     assert names == {one.name for one in models.known(use="train")}
 
 
+def test_a_key_in_an_address_is_not_shown(tmp_path):
+    file = tmp_path / "Fast-Dreambooth/models.yaml"
+    file.parent.mkdir()
+    file.write_text("mine:\n  family: sd1\n  mirrors: ['https://a.org/a.safetensors?token=SECRET']\n")
+    picker = ModelPicker("mine", root=tmp_path)
+    assert "https://a.org/a.safetensors" in facts(picker) and "SECRET" not in picker._facts.value
+
+
+def test_a_home_folder_of_nobody_is_said_where_it_is_typed():
+    assert "home folder ~nosuchuser" in facts(ModelPicker("~nosuchuser/x"))
+
+
 def test_a_filter_of_nothing_leaves_nothing_chosen_and_says_what_to_do():
     picker = ModelPicker("embedded", family="flux", use="train")
     assert picker.list.options == ()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import save_sd2
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.formats.conversion import ConversionChoices
@@ -17,12 +18,15 @@ from fastsd_lib.models import registry
 from fastsd_lib.workflows import dreambooth
 from fastsd_lib.workflows.converting import convert
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, tiny_pipeline) -> Path:
-    """A folder with a model in both layouts and a LoRA; tests write elsewhere."""
+    """A folder with a model in both layouts, one that predicts velocity, and a LoRA; tests write elsewhere."""
     place = tmp_path_factory.mktemp("converting")
     (place / "folder").symlink_to(tiny_pipeline.path)
+    save_sd2(place / "velocity", "v_prediction")
     convert(tiny_pipeline.path, place / "m.safetensors")
     lora = {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.ones(
@@ -116,25 +120,71 @@ def test_what_cannot_be_meant_is_refused_with_what_to_type(
     assert not list(tmp_path.iterdir()) and sorted(path.name for path in here.iterdir()) == before
 
 
-@pytest.mark.parametrize("target", ["m.safetensors", "m.ckpt", "folder"])
-def test_a_kill_at_any_moment_leaves_nothing_under_the_final_name(here, tmp_path, target):
-    """The child stops itself in the middle, at one event after another; nothing is cleaned up by it."""
-    program = (
-        "import os, signal, sys; from pathlib import Path; from fastsd_lib.workflows.converting import convert\n"
-        "left = [int(sys.argv[3])]\n"
-        "def report(event):\n"
-        "    left[0] -= 1\n"
-        "    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "convert(Path(sys.argv[1]), Path(sys.argv[2]), report=report)\n"
-    )
-    source = here / ("m.safetensors" if target == "folder" else "folder")
-    for moment in (1, 200):
-        run = subprocess.run(
-            [sys.executable, "-c", program, str(source), str(tmp_path / target), str(moment)],
-            capture_output=True,
-        )
-        assert run.returncode == -signal.SIGKILL, run.stderr
-        assert not (tmp_path / target).exists()
-    made = convert(source, tmp_path / target)
-    assert made.path.exists()
-    assert [path.name for path in tmp_path.iterdir()] == [target]  # what the dead have left is gone as well
+# A process that converts and kills itself: at a moment of its report, or after a file or folder took its final name.
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from fastsd_lib.workflows.converting import convert
+def dies_at(count):
+    left = [int(count)]
+    def step(*given):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return step
+event, named, replace = dies_at(sys.argv[3]), dies_at(sys.argv[4]), os.replace
+def replace_and_die(*given):
+    replace(*given)
+    named()
+os.replace = replace_and_die
+convert(Path(sys.argv[1]), Path(sys.argv[2]), report=event)
+"""
+NEVER = 0
+
+
+def dying(source: Path, target: Path, event: int = NEVER, named: int = NEVER) -> int:
+    """Convert in a process of its own that dies at that event, or name; its exit status."""
+    command = [sys.executable, "-c", DIES, str(source), str(target), str(event), str(named)]
+    run = subprocess.run(command, capture_output=True, cwd=REPOSITORY)
+    assert run.returncode in (0, -signal.SIGKILL), run.stderr
+    return run.returncode
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("folder", "m.safetensors"),
+        ("folder", "m.ckpt"),
+        ("m.safetensors", "folder"),
+        ("lora.safetensors", "peft.safetensors"),
+        ("velocity", "m.safetensors"),
+    ],
+)
+def test_a_kill_at_any_moment_leaves_nothing_under_the_final_name(here, tmp_path, source, target):
+    """At the first event, in the middle, and at the last one, when all is written and read back."""
+    events = []
+    convert(here / source, tmp_path / "counted" / target, report=events.append)
+    whole = lying(tmp_path / "counted")
+    place = tmp_path / "killed"
+    for moment in sorted({1, max(1, len(events) // 2), len(events)}):
+        assert dying(here / source, place / target, event=moment) == -signal.SIGKILL
+        assert not (place / target).exists()
+    assert convert(here / source, place / target).path.exists()
+    assert lying(place) == whole  # what the dead have left is gone as well
+
+
+def test_a_model_that_predicts_velocity_never_stands_without_its_yaml(here, tmp_path):
+    """Killed after every name that is given: of the two files the model comes last."""
+    target, status = tmp_path / "m.safetensors", -signal.SIGKILL
+    for number in range(1, 10):
+        status = dying(here / "velocity", target, named=number)
+        assert target.with_suffix(".yaml").is_file() or not target.exists()
+        if status == 0:
+            break
+        target.unlink(missing_ok=True)
+        target.with_suffix(".yaml").unlink(missing_ok=True)
+    assert status == 0 and number > 2 and target.is_file()
+
+
+def lying(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

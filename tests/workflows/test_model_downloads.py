@@ -6,11 +6,13 @@ import hashlib
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -207,10 +209,21 @@ def test_the_same_content_under_the_same_name_is_taken_as_there(site, files, tmp
     assert done.there_already and lying(tmp_path / "root") == ["models/VAE/sharp-vae.safetensors"]
 
 
-def test_another_kind_than_the_one_that_was_asked_for_is_said_and_lies_where_it_belongs(site, tmp_path):
+def test_another_kind_than_the_one_that_was_asked_for_is_refused_and_nothing_of_it_is_kept(
+    site, files, tmp_path
+):
+    link = f"{site.url}/f/dream.safetensors"
     with pytest.raises(UserError, match=r"dream\.safetensors is a whole model, not a LoRA") as caught:
-        take(site, f"{site.url}/f/dream.safetensors", tmp_path, kind="lora")
-    assert str(tmp_path / "models" / "Stable-diffusion") in caught.value.fix
+        take(site, link, tmp_path, kind="lora")
+    assert caught.value.fix.startswith("leave the kind out")
+    (tmp_path / "own.safetensors").write_bytes(files["dream.safetensors"])
+    with pytest.raises(UserError, match=r"own\.safetensors is a whole model, not a LoRA"):
+        take(site, str(tmp_path / "own.safetensors"), tmp_path / "root", kind="lora")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["own.safetensors"]
+    there = take(site, link, tmp_path).path
+    with pytest.raises(UserError, match="not a LoRA"):  # of what is there already, too
+        take(site, link, tmp_path, kind="lora")
+    assert there.is_file()
     assert take(site, f"{site.url}/f/tiny_night.safetensors", tmp_path, kind="lora").path.is_file()
 
 
@@ -259,29 +272,38 @@ from fastsd_lib.models.downloading import DownloadRules
 from fastsd_lib.workflows.model_downloads import download
 from fastsd_lib.workflows.model_sources import Hosts
 rules = DownloadRules(save_s=0.02, segment_bytes=16 << 10, http_allowed=True, private_allowed=True)
-print("begun", flush=True)
 download(sys.argv[1], Path(sys.argv[2]), sites=Hosts(rules=rules))
 """
 
 
 def test_killed_at_any_moment_no_folder_of_models_holds_half_a_file(site, tmp_path):
-    site.pace, link, root, kills = 0.05, f"{site.url}/paced/night.safetensors", tmp_path / "root", 0
-    for number in range(8):
-        child = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, link, str(root)], cwd=REPOSITORY, stdout=subprocess.PIPE
-        )
-        assert child.stdout.readline() == b"begun\n"
-        time.sleep(0.04 * number)
+    site.data, site.pace, kills = model_bytes(100_000), 0.15, 0
+    link, root = f"{site.url}/paced/night.safetensors", tmp_path / "root"
+    staging = root / "models" / STAGING
+    for number in range(12):  # fewer, unless the disk is so slow that nothing was noted yet
+        asked = len(site.asked)
+        child = subprocess.Popen([sys.executable, "-c", PROGRAM, link, str(root)], cwd=REPOSITORY)
+        until = time.monotonic() + 20
+        while len(site.asked) == asked and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        time.sleep(0.05 + 0.1 * number)
         child.kill()
-        kills += child.wait() != 0
-        child.stdout.close()
-        assert lying(root) in ([], ["models/Lora/night.safetensors"])
-        if lying(root):
+        if child.wait() == 0:  # it was quicker
             break
-    site.pace = 0.0
+        assert child.returncode == -signal.SIGKILL and len(site.asked) > asked
+        kills += 1
+        if lying(root):  # killed after the last byte
+            assert (root / "models" / "Lora" / "night.safetensors").read_bytes() == site.data
+            break
+        if kills >= 5 and any(json.loads(path.read_text())["done"] for path in staging.rglob(".*.json")):
+            break
+    assert kills >= 2
+    site.pace, asked = 0.0, len(site.asked)
     done = take(site, link, root)
-    assert kills >= 3 and done.path.read_bytes() == site.data
-    assert {path.name for path in (root / "models" / STAGING).rglob("*")} <= {"fetched.json"}
+    assert done.path.read_bytes() == site.data and lying(root) == ["models/Lora/night.safetensors"]
+    pairs = [headers["range"].removeprefix("bytes=").split("-") for _, headers in site.asked[asked:]]
+    assert sum(min(int(end) + 1, len(site.data)) - int(start) for start, end in pairs) < len(site.data)
+    assert {path.name for path in staging.rglob("*")} <= {"fetched.json"}
 
 
 # ------------------------------------------------------------------ Hugging Face
@@ -425,6 +447,15 @@ def test_the_key_is_for_civitai_alone_and_shown_nowhere(shop, tmp_path, monkeypa
     assert KEY not in written + repr(events) + str(caught.value)
 
 
+def test_a_kind_that_civitai_rules_out_is_refused_before_the_first_byte(shop, tmp_path):
+    with pytest.raises(UserError, match="Night Sky is a LoRA, not a VAE: nothing was fetched"):
+        take(shop, f"{shop.url}/models/7", tmp_path, kind="vae")
+    assert shop.paths() == ["/api/v1/models/7"] and not list(tmp_path.rglob("*.safetensors"))
+    shop.shop["model"]["type"] = "Checkpoint"  # such a one can turn out to be a U-Net alone
+    with pytest.raises(UserError, match="is a LoRA, not a U-Net alone: it was not taken"):
+        take(shop, f"{shop.url}/models/7", tmp_path, kind="unet")
+
+
 def test_an_address_elsewhere_that_civitai_tells_does_not_get_the_key(shop, files, tmp_path, monkeypatch):
     monkeypatch.setenv("CIVITAI_TOKEN", KEY)
     with bad_server(files["tiny_night.safetensors"]) as elsewhere:
@@ -538,6 +569,13 @@ def test_a_file_on_drive_is_confirmed_and_gets_the_name_that_drive_tells(drive, 
         "my night.safetensors"
     )
     assert any("confirm=t" in path for path in drive.paths())
+
+
+def test_drive_is_not_asked_when_the_disk_is_full(drive, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 20))
+    with pytest.raises(UserError, match="has 1 MB free, and a model needs more") as caught:
+        take(drive, LINK, tmp_path)
+    assert caught.value.fix.startswith("free some space") and drive.asked == []
 
 
 @pytest.mark.parametrize(
