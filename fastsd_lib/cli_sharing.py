@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastsd_lib.cli_words import console_progress, opened, show
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 
 PARTS = "checkpoints, class-images, samples, logs, other"
 
@@ -60,7 +61,7 @@ def add_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
 def _root(options: argparse.Namespace) -> Path:
     from fastsd_lib.environment.hosts import default_root
 
-    return options.root.expanduser() if options.root else default_root()
+    return expanded(options.root) if options.root else default_root()
 
 
 def _last_word(command: str, given: object, rest: list[str]) -> str | None:

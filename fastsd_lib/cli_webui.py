@@ -12,6 +12,7 @@ from typing import Any
 
 from fastsd_lib.cli_words import add_root, command
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 
 
 def add_webui(known: Any) -> None:
@@ -226,6 +227,6 @@ def _backend(options: argparse.Namespace) -> Any:
     from fastsd_lib.environment.hosts import default_root
     from fastsd_lib.workflows import webui_backend
 
-    root = (options.root or default_root()).expanduser()
-    usual = webui_backend.usual(options.backend, (options.library or root).expanduser(), root)
+    root = expanded(options.root or default_root())
+    usual = webui_backend.usual(options.backend, expanded(options.library or root), root)
     return replace(usual, folder=options.backend_folder or usual.folder, update=options.update)

@@ -46,10 +46,14 @@ def photos(tmp_path):
         (["identify", "nothing.safetensors"], "nothing.safetensors", ""),
         (["models", "info", "stable-difusion"], "stable-difusion", ""),
         (["benchmark", "tiny-modell"], "no benchmark 'tiny-modell'", "did you mean tiny-model"),
+        (["session", "list", "--root", "~nosuchuser/d"], "home folder ~nosuchuser", "~ stands for your home"),
+        (["vit", "classify", "~nosuchuser/a.png"], "home folder ~nosuchuser", "~ stands for your home"),
+        (["webui", "--root", "~nosuchuser"], "home folder ~nosuchuser", "~ stands for your home"),
     ],
 )
 def test_a_mistake_is_two_lines_and_exit_2(words, said, fix, tmp_path):
-    root = ["--root", tmp_path] if words[0] in ("session", "train") and len(words) > 1 else []
+    rooted = words[0] in ("session", "train") and len(words) > 1 and "--root" not in words
+    root = ["--root", tmp_path] if rooted else []
     done = _fastsd(*words, *root)
     assert done.returncode == 2
     assert said in done.stderr and fix in done.stderr

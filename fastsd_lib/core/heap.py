@@ -1,8 +1,9 @@
-"""Memory that was freed, back to the system."""
+"""The machine's memory: how much there is, and giving back what was freed."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 
@@ -13,3 +14,11 @@ def give_back() -> None:
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def physical_bytes() -> int:
+    """How much memory the machine has; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0

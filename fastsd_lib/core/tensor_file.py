@@ -149,7 +149,10 @@ def write_tensor_file(
     places = tensor_places(tensors, len(header))
     path.write_bytes(b"")
     try:
-        written = write_checked(path, tensor_pieces(places, named, report), sha256=bool(hash_key))
+        pieces = tensor_pieces(places, named, report)
+        written = write_checked(
+            path, pieces, sha256=bool(hash_key), size_bytes=sum(tensor.size_bytes for tensor in tensors)
+        )
         header = header.replace(held_free.encode(), f"0x{written.sha256}".encode()) if hash_key else header
         write_checked(path, [Piece("header", 0, header)])
     except ReadsBackDifferently as wrong:

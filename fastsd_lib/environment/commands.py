@@ -119,12 +119,8 @@ def _lab(options: argparse.Namespace, rest: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "jupyterlab", *rest], cwd=notebooks, check=False).returncode
 
 
-# Their C++ libraries stay in a process, and twice a training that came later in it ended inside protobuf: what loads
-# TensorFlow has a run of its own, and what loads ONNX, OpenVINO, Ray and the like another.
-TESTED_APART = (
-    "tests/vit/test_export_coreml.py",
-    "tests/vit/test_export_tensorflow.py",
-)
+# TensorFlow, ONNX, OpenVINO and Ray stay in a process once loaded, and what came later in it has ended inside protobuf:
+# the tests that load them have a run of their own.
 VIT_TESTS = "tests/vit"
 
 
@@ -139,8 +135,7 @@ def _test(options: argparse.Namespace, rest: list[str]) -> int:
     # One thread per worker: torch would start as many as there are cores in each of them.
     surroundings = {"OMP_NUM_THREADS": "1", **os.environ}
     surroundings.pop("PYTHONDONTWRITEBYTECODE", None)  # every worker would compile torch and diffusers anew
-    others = [VIT_TESTS, *(f"--ignore={file}" for file in TESTED_APART)]
-    runs = [rest] if rest else [[f"--ignore={VIT_TESTS}"], others, list(TESTED_APART)]
+    runs = [rest] if rest else [[f"--ignore={VIT_TESTS}"], [VIT_TESTS]]
     say(f"pytest on {bootstrap.REPOSITORY / 'tests'} ({' '.join(spread) or 'one process'})")
     ends = [
         subprocess.run(

@@ -22,6 +22,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.heap import physical_bytes
 from fastsd_lib.environment import bootstrap, hosts, installed, locks, markers, profiles
 from fastsd_lib.environment.bootstrap import Venv
 
@@ -111,9 +112,7 @@ def memory_mib() -> tuple[int, int]:
         values = {key: int(kib) >> 10 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
         return values["MemTotal"], values["MemAvailable"]
     except (OSError, KeyError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            return (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) >> 20, 0
-        return 0, 0
+        return physical_bytes() >> 20, 0
 
 
 # -- GPU ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped
 from fastsd_lib.environment import hosts
 from fastsd_lib.environment.bootstrap import Say
@@ -72,7 +73,7 @@ def open_workspace(
     named, shared_drive = str(folder).strip(), shared_drive.strip()
     colab = hosts.which() == "colab"
     if named:
-        root = Path(named).expanduser().absolute()
+        root = expanded(named).absolute()
         if any(root.is_relative_to(point) for point in places.mount_points) and colab:
             root = _below_drive(root, report, pending, places)
     elif shared_drive:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from fastsd_lib.core.paths import expanded
+
 
 @dataclass(frozen=True)
 class PipSettings:
@@ -114,4 +116,4 @@ def _existing(places: str) -> tuple[str, ...]:
 def _local(place: str) -> Path | None:
     if place.startswith("file://"):
         return Path(urllib.request.url2pathname(place[len("file://") :]))
-    return None if "://" in place else Path(place).expanduser()
+    return None if "://" in place else expanded(place)

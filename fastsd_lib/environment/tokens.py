@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.environment import drive, hosts
 
 NAME = "HF_TOKEN"
@@ -64,7 +65,7 @@ def _stored_by_login(environment: Mapping[str, str]) -> str | None:
 
 def _first_word(file: Path) -> str | None:
     try:
-        with file.expanduser().open("rb") as handle:
+        with expanded(file).open("rb") as handle:
             text = handle.read(MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError):
         return None

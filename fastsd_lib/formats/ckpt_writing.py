@@ -64,9 +64,8 @@ def write_ckpt(
     places: Places = [(tensor, entry.data_at) for tensor, entry in zip(tensors, entries[1:-1], strict=True)]
     path.write_bytes(b"")
     try:
-        written = write_checked(
-            path, tensor_pieces(places, named, report), checksums=True, sha256=bool(hash_key)
-        )
+        pieces = tensor_pieces(places, named, report)
+        written = write_checked(path, pieces, checksums=True, sha256=bool(hash_key), size_bytes=end)
         if hash_key:
             program = state_dict_pickle(tensors, extra | {hash_key: f"0x{written.sha256}"})
         for tensor, entry in zip(tensors, entries[1:-1], strict=True):

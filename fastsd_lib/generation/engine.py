@@ -23,6 +23,8 @@ from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.text_reader import EncodingCache
 from fastsd_lib.generation.vae import out_of_memory, release
 from fastsd_lib.models import registry
+from fastsd_lib.models.fits import check_base
+from fastsd_lib.models.identify import describe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,6 +104,7 @@ def load_engine(
     if threads:
         torch.set_num_threads(threads)
     where = _device(device)
+    _check_drawn(model)
     if model.family not in DRAWN_FAMILIES:
         from fastsd_lib.generation.pipeline_engine import load_pipeline_engine  # reads this file
 
@@ -113,6 +116,15 @@ def load_engine(
     parts = load_parts(model, where, chosen, config_from)
     prepare(parts, threads)
     return Engine(parts, model)
+
+
+def _check_drawn(model: ModelFiles) -> None:
+    """UserError for models that take more than text, such as Flux Fill or unCLIP: they would fail at the first step."""
+    try:
+        seen = describe(model.path)
+    except UserError:
+        return  # a model that is not whole: loading says what it lacks
+    check_base(seen, "draw", name=str(model.path)).enforced()
 
 
 def draw(

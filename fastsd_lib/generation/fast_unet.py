@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fastsd_lib.core.heap import physical_bytes
 from fastsd_lib.formats.parts import Parts
 
 MOST_OF_MEMORY = 1 / 4  # that packed copies of the weights may take; a larger U-Net only shares its rows
@@ -138,13 +139,8 @@ def _copies(unet: torch.nn.Module) -> int:
     )
     if not known or not torch.backends.mkldnn.is_available():
         return 0
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0
-    return min(
-        int(memory * MOST_OF_MEMORY) // sum(weight.nbytes for weight in unet.parameters()), MOST_COPIES
-    )
+    weights = sum(weight.nbytes for weight in unet.parameters())
+    return min(int(physical_bytes() * MOST_OF_MEMORY) // weights, MOST_COPIES)
 
 
 @cache

@@ -25,8 +25,7 @@ from fastsd_lib.generation.record import described
 from fastsd_lib.generation.request import GenerationRequest
 from fastsd_lib.generation.samplers import choose
 from fastsd_lib.generation.vae import out_of_memory, release
-from fastsd_lib.models.fits import check_base, check_size
-from fastsd_lib.models.identify import describe
+from fastsd_lib.models.fits import check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -304,7 +303,6 @@ def load_pipeline_engine(model: ModelFiles, device: torch.device, dtype: torch.d
             f"{model.path} is a {model.family} model in a single file, which is not opened here.",
             fix=f"make a Diffusers folder of it: python3 -m fastsd_lib convert {model.path.name} {model.path.stem}",
         )
-    _check_drawn(model)
     kind = getattr(diffusers, KINDS[model.family].text_to_image)
     try:
         pipeline = kind.from_pretrained(
@@ -317,15 +315,6 @@ def load_pipeline_engine(model: ModelFiles, device: torch.device, dtype: torch.d
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return PipelineEngine(pipeline.to(device), model)
-
-
-def _check_drawn(model: ModelFiles) -> None:
-    """UserError for models that take more than text, such as Flux Fill: they would load, and fail at the first step."""
-    try:
-        seen = describe(model.path)
-    except UserError:
-        return  # a folder that is not whole: loading says what it lacks
-    check_base(seen, "draw", name=str(model.path)).enforced()
 
 
 def _plain(prompt: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.heap import physical_bytes
 from fastsd_lib.core.model_files import ModelFiles
 from fastsd_lib.generation.engine import Engine, load_engine
 from fastsd_lib.generation.library import LibraryFolders, NamedFile, find_files
@@ -259,11 +259,7 @@ class Shelf:
         if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
             index = int(device.partition(":")[2] or 0)
             return int(torch.cuda.get_device_properties(index).total_memory * BUDGET_SHARE) >> 20
-        try:
-            physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):  # a system that does not say
-            return 8192
-        return int(physical * BUDGET_SHARE) >> 20
+        return int(physical_bytes() * BUDGET_SHARE) >> 20 or 8192
 
     def _size_on_disk(self, info: ModelInfo, device: str) -> int:
         """What its weights will take, judged by the file: a half-precision one doubles on a CPU."""

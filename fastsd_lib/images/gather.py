@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped, same_name
 from fastsd_lib.images import archive
 from fastsd_lib.images.captions import MAX_BYTES as MAX_CAPTION_BYTES
@@ -56,7 +57,7 @@ def gather(
     """
     found = Gathered()
     for source in sources:
-        path = Path(source).expanduser()
+        path = expanded(source)
         if not os.path.lexists(path):
             raise UserError(f"There is no file or folder {escaped(str(source))}.", fix="check the path.")
         if path.is_dir():

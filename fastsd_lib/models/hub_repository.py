@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.models.download_watch import SPARE_BYTES
 from fastsd_lib.models.hub_progress import HubProgress
@@ -106,7 +107,7 @@ def _bytes_missing(hub_id: str, info: Any, wanted: set[str], cache_dir: Path | N
 def _cache_folder(cache_dir: Path | None) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(cache_dir or HF_HUB_CACHE).expanduser()
+    return expanded(cache_dir or HF_HUB_CACHE)
 
 
 def _check_space(hub_id: str, missing: int, cache_dir: Path | None) -> None:

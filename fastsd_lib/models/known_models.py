@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fastsd_lib.core.config import config_from_dict, read_yaml
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped
 
 EMBEDDED = "embedded"
@@ -116,7 +117,7 @@ def nearest(name: str, models: Iterable[KnownModel], most: int = 3) -> list[str]
 
 def user_files(root: Path | None = None) -> tuple[Path, ...]:
     """Where users write models of their own, those files that are there: the user's, then that of the sessions."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    home = expanded(os.environ.get("XDG_CONFIG_HOME") or "~/.config")
     places = [home / "fastsd" / "models.yaml"]
     places += [root / "Fast-Dreambooth" / "models.yaml"] if root else []
     return tuple(place for place in places if place.is_file())

@@ -139,7 +139,7 @@ def _fetch(
         from fastsd_lib.models.downloading import DownloadRules, Source, download_file
 
         # A folder for each address: what lies there under a model's ending came from it, and came whole.
-        folder = (cache_dir or DOWNLOADS.expanduser()) / fingerprint([source, model.sha256])
+        folder = (cache_dir or expanded(DOWNLOADS)) / fingerprint([source, model.sha256])
         here = next((file for ending in FILE_ENDINGS for file in sorted(folder.glob(f"*{ending}"))), None)
         return here or download_file([Source(source, model.sha256)], folder, rules or DownloadRules(), report)
     if place.file:

@@ -16,6 +16,7 @@ from typing import Any
 from fastsd_lib.core.archives import MAX_BYTES, MAX_ENTRIES, path_danger
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import CHUNK_BYTES, atomic_path, fingerprint, plain_disk_errors
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
 from fastsd_lib.core.text import escaped
 from fastsd_lib.sessions.contents import MANIFEST, SHOWS_PHOTOS, Item, contents
@@ -127,7 +128,7 @@ def _cannot_travel(name: str) -> str:
 
 
 def _target(session: Session, target: Path | None, overwrite: bool) -> Path:
-    target = Path(target).expanduser() if target else Path()
+    target = expanded(target) if target else Path()
     if target.is_dir():
         target = target / f"{session.name}-session.zip"
     elif target.suffix.lower() != ".zip":

@@ -19,6 +19,7 @@ from typing import Any
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk, list_photos
 from fastsd_lib.core.files import atomic_path, plain_disk_errors, read_json, write_json, write_text
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped, same_name
 from fastsd_lib.sessions import legacy
 from fastsd_lib.sessions.names import check_name
@@ -91,7 +92,7 @@ class Session:
 
 def sessions_dir(root: Path) -> Path:
     """Where the sessions of `root` (a Drive, or any folder) lie: the layout of the older notebooks."""
-    return Path(root).expanduser() / "Fast-Dreambooth" / "Sessions"
+    return expanded(root) / "Fast-Dreambooth" / "Sessions"
 
 
 def template_dir() -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 from fastsd_lib.core.files import write_text
+from fastsd_lib.training.event_file import EventFile
 
 METRICS = "metrics.jsonl"
 
@@ -21,17 +21,12 @@ class RunLog:
         self._folder, self._first_step = folder, first_step
 
     def __enter__(self) -> RunLog:
-        # TensorBoard would load TensorFlow where it is installed: ten seconds and 600 MiB to write a text file.
-        # This empty module is how it is told to do without (tensorboard/compat).
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports: only for those who train
-
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / METRICS
         kept = [line for line in _lines(path) if _step(line) <= self._first_step] if self._first_step else []
         write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self._folder), purge_step=self._first_step + 1, flush_secs=10)
+        self._board = EventFile(self._folder, first_step=self._first_step + 1)
         return self
 
     def write(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.core.text import escaped
 from fastsd_lib.vit.sources import Item, count_of, items_of
@@ -166,11 +167,7 @@ def _stamped(what: Any) -> Iterator[tuple[Item, Row]]:
 
     A name that came before gets a number, because rows are found by their key.
     """
-    folder = (
-        Path(what).expanduser()
-        if isinstance(what, (str, Path)) and Path(what).expanduser().is_dir()
-        else None
-    )
+    folder = expanded(what) if isinstance(what, (str, Path)) and expanded(what).is_dir() else None
     seen: dict[str, int] = {}
     for item in items_of(what):
         key = item.key

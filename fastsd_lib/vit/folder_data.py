@@ -15,6 +15,7 @@ from pathlib import Path
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import is_junk
 from fastsd_lib.core.files import fingerprint
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped
 from fastsd_lib.images.load import PhotoError, PhotoLimits, read_photo
 from fastsd_lib.vit.folder_split import Sample, copies_among, groups_of, split
@@ -87,7 +88,7 @@ def open_image_folder(
     `check` decodes every picture once and leaves out those that cannot be read. UserError for a folder that is not
     there, holds no two classes, or has a class with too few pictures to be split.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     given = _given_parts(path)
     found = {part: _class_files(folder) for part, folder in given.items()}
     classes = tuple(sorted({name for files in found.values() for name in files}))

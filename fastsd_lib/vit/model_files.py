@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, plain_disk_errors, read_json
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped
 from fastsd_lib.models.hub_repository import fetch_files
 from fastsd_lib.models.known_models import HUB_ID
@@ -47,7 +48,7 @@ def find(name_or_path: str | Path, token: Token = None, revision: str | None = N
                 f"The embedded ViT is not there ({EMBEDDED_FOLDER}).", fix=f"train it: {TRAIN_EMBEDDED}"
             )
         return EMBEDDED_FOLDER, EMBEDDED
-    path = Path(word).expanduser()
+    path = expanded(word)
     if word and path.exists():
         folder = path.parent if path.is_file() else path
         return in_our_layout(folder, token), folder.resolve().name

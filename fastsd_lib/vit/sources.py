@@ -15,6 +15,7 @@ from PIL import Image
 from fastsd_lib.core.archives import ArchiveRefused, Budget, open_zip, zip_members
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import PICTURE_KINDS, is_junk, kind_of_file
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped
 
 MAX_FILE_BYTES = 128 << 20  # of one picture in a zip or on the network
@@ -127,7 +128,7 @@ def _paths(text: str, recursive: bool, among: bool, counting: bool = False) -> I
 
     A file that is not there is told when it is read if it is one `among` several.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not os.path.lexists(path) and glob.has_magic(text):
         found = sorted(glob.glob(str(path), recursive=True))
         if not found:

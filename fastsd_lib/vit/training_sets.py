@@ -11,6 +11,7 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.file_kinds import kind_of
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped, safe_stem
 from fastsd_lib.vit.folder_data import ImageFolder, open_image_folder
 from fastsd_lib.vit.train_config import VitTrainConfig
@@ -28,7 +29,7 @@ def open_training_data(config: VitTrainConfig, out: Path) -> ImageFolder:
         raise UserError(
             "No pictures are named to learn from.", fix="set data to a folder with one folder per class."
         )
-    path = Path(config.data).expanduser()
+    path = expanded(config.data)
     folder = path if _is_image_folder(path) else _unpacked(path, config, out / "pictures")
     return open_image_folder(
         folder,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.widgets import style
 from fastsd_lib.widgets.pictures import tile
 
@@ -67,7 +68,7 @@ class PhotoUpload(style.Shown):
     def add_folder(self, folder: str | Path) -> None:
         """Add a folder's photos; an empty name adds nothing, so that a cell needs no `if`."""
         if str(folder).strip():
-            self.add([Path(str(folder).strip()).expanduser()])
+            self.add([expanded(str(folder).strip())])
 
     def add_sample(self, subject: str) -> None:
         """Add the project's own photos of "cat" or "monster"; an empty name adds nothing."""

@@ -14,6 +14,7 @@ from fastsd_lib.core.config import load_config
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.files import plain_disk_errors
 from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import ConsoleProgress, ProgressEvent, Report, silent
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
@@ -44,7 +45,7 @@ LORA_RATES = {"unet_learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5}
 
 def open_session(name: str, root: str | Path | None = None, create_if_missing: bool = True) -> Session:
     """The session `name` below `root` (Drive on Colab, ~/fastsd elsewhere), made if it is missing."""
-    place = Path(root).expanduser() if root else default_root()
+    place = expanded(root) if root else default_root()
     if create_if_missing:
         session = sessions.create_session(place, name)
         older_sessions.complete(session)
@@ -60,7 +61,7 @@ def add_photos(
 
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     outcome = store_photos(
-        [Path(one).expanduser() for one in listed], session.instance_images, session.captions, report
+        [expanded(one) for one in listed], session.instance_images, session.captions, report
     )
     sessions.record(session, "photos added", accepted=len(outcome.accepted), rejected=len(outcome.rejected))
     return outcome

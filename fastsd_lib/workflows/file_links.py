@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.model_files import ModelFiles
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.tensor_file import read_tensor_file
 from fastsd_lib.core.text import escaped
@@ -36,7 +37,7 @@ def find_model(
         if linked is None or is_file_of_hub(name):
             return registry.base_model(fetch(name, root, report))
         name = linked[0]
-    elif name != registry.EMBEDDED and not Path(name).expanduser().exists():
+    elif name != registry.EMBEDDED and not expanded(name).exists():
         if is_file_of_hub(name):
             return registry.base_model(fetch(name, root, report))
         here = _of_session(name, root) or _of_folder(name, checkpoints)
@@ -62,7 +63,7 @@ def add_to_library(
         named = folder / PurePosixPath(unquote(urlsplit(link).path) if is_link(link) else link).name
         if named.suffix == ".safetensors" and named.is_file():
             added.append(named)
-        elif is_link(link) or is_file_of_hub(link) or Path(link).expanduser().is_file():
+        elif is_link(link) or is_file_of_hub(link) or expanded(link).is_file():
             added.append(bring(_of_a_file(link), shelf, report=report, sites=sites).path)
         else:
             raise UserError(f"There is no file {escaped(link)}.", fix=f"give {WORKS}.")

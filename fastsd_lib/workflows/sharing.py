@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import escaped
 from fastsd_lib.environment.hosts import default_root
@@ -35,7 +36,7 @@ def import_session(
     It appears whole or not at all, and never over another one. Nothing of it is run or unpickled. UserError with the
     reason for whatever cannot be imported.
     """
-    place = Path(root).expanduser() if root else default_root()
+    place = expanded(root) if root else default_root()
     if name is not None:
         name = free_name(place, name, given=True)  # before a gigabyte is fetched
     with plain_disk_errors("import the session"), _stopped_like_ctrl_c():
@@ -46,7 +47,7 @@ def import_session(
 
 def _fetch(source: str, root: Path, folder: Path, report: Report) -> tuple[Intake, str, bool]:
     """What arrived, a name for it, and whether hashes were compared on the way."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source and os.path.lexists(path):
         if path.is_dir():
             return from_folder(path, folder, report), path.resolve().name, False

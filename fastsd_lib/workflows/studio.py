@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.model_files import FAMILY_NAMES
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.generation.styles import Style, read_styles
 from fastsd_lib.models import registry
@@ -188,11 +189,11 @@ def open_studio(
     UserError for a model, a library or a folder that cannot be had.
     """
     require("diffusers", group="webui")
-    root = (root or default_root()).expanduser()
-    library = Path(config.library_folder).expanduser() if config.library_folder.strip() else None
+    root = expanded(root or default_root())
+    library = expanded(config.library_folder) if config.library_folder.strip() else None
     folders = library_folders(library or root)
     model = file_links.find_model(config.model, root, (library or root) / "models" / "Stable-diffusion")
-    outputs = Path(config.outputs_folder).expanduser() if config.outputs_folder.strip() else root / "studio"
+    outputs = expanded(config.outputs_folder) if config.outputs_folder.strip() else root / "studio"
     try:
         outputs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import list_photos
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.sessions.photos import photos
 from fastsd_lib.sessions.session import Session
@@ -85,7 +86,7 @@ def class_pictures(
 
 def listed(given: str | Path | Iterable[Path]) -> list[Path]:
     if isinstance(given, (str, Path)):
-        folder = Path(given).expanduser()
+        folder = expanded(given)
         if not folder.exists():
             raise UserError(f"There is no folder {folder}.", fix="check the path.")
         return list_photos(folder) if folder.is_dir() else [folder]

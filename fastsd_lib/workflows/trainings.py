@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_lib.core.config import config_from_dict, to_dict
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
 from fastsd_lib.sessions import session as sessions
@@ -39,7 +40,7 @@ class SessionTrainings:
 
     def __init__(self, service: Service, root: Path | None = None) -> None:
         self.service = service
-        self.root = Path(root or default_root()).expanduser().absolute()
+        self.root = expanded(root or default_root()).absolute()
         self._lock = threading.RLock()
         self._run: RunningTraining | None = None  # the last one that was started
         self._traces: dict[str, LossTrace] = {}  # of sessions that no run of ours belongs to

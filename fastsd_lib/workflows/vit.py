@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import ClassifyConfig, RunnerConfig
 from fastsd_lib.webui.vit_server.config import ServeConfig
@@ -63,7 +64,7 @@ def write_predictions(predictions: Iterable[Prediction], path: str | Path, top_k
     """Write predictions as they come into one .csv, .jsonl or .parquet file, whole or not at all."""
     from fastsd_lib.vit import predictions as rows
 
-    return rows.write_predictions(predictions, Path(path).expanduser(), top_k=top_k)
+    return rows.write_predictions(predictions, expanded(path), top_k=top_k)
 
 
 def explain(
@@ -83,7 +84,7 @@ def explain(
 
     drawn = inside_pictures.explain(opened, picture, ways, target, on_progress=report)
     for way, made in drawn.items() if out else ():
-        with atomic_path(Path(str(out)).expanduser() / f"{way}.png") as scratch:
+        with atomic_path(expanded(str(out)) / f"{way}.png") as scratch:
             made.save(scratch)
     return drawn
 

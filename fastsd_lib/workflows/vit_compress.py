@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.file_kinds import list_photos
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.core.text import escaped
 from fastsd_lib.workflows.vit_model import EMBEDDED, open_model
@@ -36,7 +37,7 @@ def export(
 
     opened = open_model(model)
     return exports.export(
-        opened, format, precision, Path(out or Path("exports") / f"{format}-{precision}").expanduser()
+        opened, format, precision, expanded(out or Path("exports") / f"{format}-{precision}")
     )
 
 
@@ -72,10 +73,10 @@ def quantize(
     opened = open_model(model)
     from fastsd_lib.vit.compress import compress
 
-    flat = list_photos(Path(data).expanduser())
+    flat = list_photos(expanded(data))
     samples, calibration = (flat, None) if flat else _labelled(opened, data, how)
     return compress(
-        opened, samples, tuple(kinds), Path(out).expanduser(), calibration=calibration, limit=limit, rounds=rounds,
+        opened, samples, tuple(kinds), expanded(out), calibration=calibration, limit=limit, rounds=rounds,
         seconds=seconds, report=report,
     )  # fmt: skip
 

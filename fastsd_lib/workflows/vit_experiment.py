@@ -21,6 +21,7 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors, read_json, write_json
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped, name_problem
 from fastsd_lib.environment.hosts import default_root
 
@@ -86,7 +87,7 @@ class Experiment:
 
 
 def experiments_dir(root: Path) -> Path:
-    return Path(root).expanduser() / "vit"
+    return expanded(root) / "vit"
 
 
 def open_experiment(name: str, root: Path | None = None) -> Experiment:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import require
+from fastsd_lib.core.paths import expanded
 
 if TYPE_CHECKING:
     from fastsd_lib.vit.model import VitModel
@@ -33,5 +34,5 @@ def open_model(name: str | Path | VitModel = EMBEDDED, *, classifier: bool = Tru
 
 def folder_of(name: str | Path) -> str | Path:
     """The model's folder in the folder of a training; any other name as it is."""
-    inside = Path(name).expanduser() / "model"
+    inside = expanded(name) / "model"
     return inside if str(name).strip() and (inside / "config.json").is_file() else name

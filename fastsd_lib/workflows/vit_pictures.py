@@ -13,6 +13,7 @@ from fastsd_lib.core import archives
 from fastsd_lib.core.errors import UserError, require
 from fastsd_lib.core.file_kinds import is_junk
 from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.text import escaped, name_problem
 from fastsd_lib.vit.train_config import VitTrainConfig
 from fastsd_lib.workflows.vit_experiment import Experiment, use_pictures
@@ -32,9 +33,9 @@ def take_pictures(experiment: Experiment, source: str | Path) -> Path:
     text = str(source).strip()
     if text in SAMPLES:
         folder = _once(experiment, text, lambda into: sample_data(text, into))
-    elif text.lower().endswith(".zip") and (path := Path(text).expanduser()).is_file():
+    elif text.lower().endswith(".zip") and (path := expanded(text)).is_file():
         folder = _once(experiment, path.stem, lambda into: unpack_pictures(path, into))
-    elif _DATASET.fullmatch(text) or (text and Path(text).expanduser().exists()):
+    elif _DATASET.fullmatch(text) or (text and expanded(text).exists()):
         require("transformers", group="vit")
         from fastsd_lib.vit.training_sets import open_training_data
 
@@ -57,7 +58,7 @@ def sample_data(kind: str, folder: str | Path) -> Path:
     require("sklearn", group="vit")
     from fastsd_lib.vit import sample_data as samples
 
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     {"digits": samples.write_digits, "faces": samples.write_faces, "scenes": samples.write_scenes}[kind](
         folder
     )

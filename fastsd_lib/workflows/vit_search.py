@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import Features, RunnerConfig
 from fastsd_lib.workflows.vit_model import EMBEDDED, open_model
@@ -38,7 +39,7 @@ def embed(
     from fastsd_lib.vit import embed as embedding
 
     return embedding.embed(
-        opened, what, features or Features(), runner or RunnerConfig(), Path(out).expanduser(), report
+        opened, what, features or Features(), runner or RunnerConfig(), expanded(out), report
     )
 
 
@@ -54,7 +55,7 @@ def index(
 
     made = build_index(_store(store), kind, on_progress=report, **how)
     if out:
-        made.save(Path(out).expanduser())
+        made.save(expanded(out))
     return made
 
 
@@ -73,13 +74,13 @@ def search(
     from fastsd_lib.vit.image_search import search_images
     from fastsd_lib.vit.index import Index
 
-    opened = index if isinstance(index, Index) else Index.open(Path(index).expanduser())
+    opened = index if isinstance(index, Index) else Index.open(expanded(index))
     found = search_images(opened, model_of(opened.maker.model, model), picture, k, runner_config=runner)
     if sheet:
         from fastsd_lib.vit.neighbours_picture import neighbours_picture
 
         page = neighbours_picture(found, picture)
-        with atomic_path(Path(sheet).expanduser()) as scratch:
+        with atomic_path(expanded(sheet)) as scratch:
             page.save(scratch)
     return found
 
@@ -129,4 +130,4 @@ def model_of(known: str, given: str | Path | VitModel | None) -> VitModel:
 def _store(store: str | Path | VectorStore) -> VectorStore:
     from fastsd_lib.vit.vector_store import VectorStore
 
-    return store if isinstance(store, VectorStore) else VectorStore.open(Path(store).expanduser())
+    return store if isinstance(store, VectorStore) else VectorStore.open(expanded(store))

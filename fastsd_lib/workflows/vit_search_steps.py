@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.files import fingerprint
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import Features
 from fastsd_lib.workflows import vit
@@ -103,4 +104,4 @@ def _files(places: Sequence[Path | None], keys: Sequence[str]) -> list[str]:
 
 
 def _same(one: Path, other: Path | str) -> bool:
-    return "://" not in str(other) and one.resolve() == Path(other).expanduser().resolve()
+    return "://" not in str(other) and one.resolve() == expanded(other).resolve()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import Report, silent
 from fastsd_lib.vit.config import Features, RunnerConfig
 from fastsd_lib.vit.train_config import VitTrainConfig
@@ -42,7 +43,7 @@ def train(
         require(package, group="vit")
     from fastsd_lib.vit.trainer import train as learn
 
-    out = Path(out).expanduser()
+    out = expanded(out)
     if restart:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         (out / "result.json").unlink(missing_ok=True)
@@ -139,5 +140,5 @@ def _measured(
     if out:
         from fastsd_lib.vit.report import write_report
 
-        write_report(made, Path(out).expanduser(), {"pictures": str(folder.path)})
+        write_report(made, expanded(out), {"pictures": str(folder.path)})
     return made

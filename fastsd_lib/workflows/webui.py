@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError, require
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.environment import tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
@@ -40,7 +41,7 @@ class WebuiConfig:
 
     @property
     def data_folder(self) -> Path:
-        return (self.folder or default_root() / "webui").expanduser()
+        return expanded(self.folder or default_root() / "webui")
 
 
 def serve(

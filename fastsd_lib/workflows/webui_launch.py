@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.environment import hosts, tokens
 from fastsd_lib.environment.hosts import default_root
 from fastsd_lib.models import registry
@@ -127,8 +128,8 @@ def launch(
         raise UserError(
             f"There is no back end {config.backend!r}.", fix=f"take one of {', '.join(BACKENDS)}."
         )
-    root = (root or default_root()).expanduser()
-    library = Path(config.library_folder).expanduser() if config.library_folder.strip() else root
+    root = expanded(root or default_root())
+    library = expanded(config.library_folder) if config.library_folder.strip() else root
     door = door or _door(config, bool(order))
     tunnel_config = chosen_tunnels(config, order, tunnel_config)
     for file in file_links.add_to_library(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fastsd_lib.core import disk
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import fingerprint, plain_disk_errors
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.core.progress import ProgressEvent, Report
 from fastsd_lib.environment import drive, hosts
 from fastsd_lib.sessions import checkpoints
@@ -57,7 +58,7 @@ def workbench(session: Session, local_folder: Path | None = None) -> Workbench:
     if place == session.path:
         return Workbench(session, session)
     # Two Drives may hold sessions of one name.
-    place = Path(place).expanduser().absolute() / "fastsd-work" / fingerprint(str(session.path))[:8]
+    place = expanded(place).absolute() / "fastsd-work" / fingerprint(str(session.path))[:8]
     return Workbench(session, Session(place / session.name))
 
 

@@ -7,10 +7,13 @@ import hashlib
 import os
 import threading
 import zlib
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from fastsd_lib.core import checked_writing
 from fastsd_lib.core.byte_range import ByteRange, Made
 from fastsd_lib.core.checked_writing import BLOCK_BYTES, Piece, ReadsBackDifferently, write_checked
 from fastsd_lib.core.crc import joined_crc32
@@ -103,6 +106,34 @@ def test_a_system_that_can_do_less_writes_the_same(tmp_path, source, out, monkey
     source.write_bytes(DATA * 10)  # more than is flushed at a time
     write_checked(out, [Piece("x", 3, ByteRange(source, 1, 10 * len(DATA)))])
     assert out.read_bytes() == bytes(3) + (DATA * 10)[1:]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a system without this advice")
+@pytest.mark.parametrize("gap", [0, 64])  # as between the entries of a .ckpt
+@pytest.mark.parametrize(("memory_bytes", "times"), [(0, 1), (5 * 80_000_000, 1), (5 * 80_000_000 - 1, 2)])
+def test_only_the_end_of_a_file_that_is_large_for_the_memory_stays_there(
+    out, monkeypatch, gap, memory_bytes, times
+):
+    told, advise = Counter(), os.posix_fadvise
+
+    def listening(file, start, length, advice):
+        assert advice == os.POSIX_FADV_DONTNEED
+        told[start, length] += 1
+        advise(file, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", listening)
+    monkeypatch.setattr(checked_writing, "physical_bytes", lambda: memory_bytes)
+    monkeypatch.setattr(checked_writing, "_KEPT_BYTES", 20 << 20)
+    one = memoryview(bytes(range(256)) * 31_250)  # 8 MB
+    pieces = [Piece(str(number), number * (len(one) + gap), one) for number in range(10)]
+    write_checked(out, pieces, size_bytes=80_000_000)
+    assert out.read_bytes() == (bytes(one) + bytes(gap)) * 9 + bytes(one)
+    ranges = sorted(told)
+    assert ranges[0][0] == 0 and all(sum(one) == other[0] for one, other in pairwise(ranges))
+    assert sum(ranges[-1]) > 60_000_000, "the disk is not told early of what was written"
+    behind = [place for place in ranges if sum(ranges[-1]) - place[0] > 20 << 20]
+    assert behind and {told[place] for place in behind} == {times}
+    assert all(told[place] == 1 for place in ranges if place not in behind)
 
 
 def test_a_source_that_is_shorter_than_its_header_says_is_named(source, out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -252,3 +253,28 @@ def test_a_broken_model_says_so_instead_of_drawing_black(engine):
     finally:
         with torch.no_grad():
             weight.copy_(before)
+
+
+@pytest.mark.parametrize(
+    ("channels", "pipeline", "use"),
+    [
+        (4, "StableUnCLIPPipeline", r"variations of a picture \(unCLIP\)"),
+        (8, "StableDiffusionInstructPix2PixPipeline", "instruct-pix2pix"),
+        (5, "StableDiffusionDepth2ImgPipeline", "depth to image"),
+    ],
+)
+def test_a_model_that_takes_more_than_text_is_refused_before_it_is_loaded(
+    tiny_pipeline, tmp_path, channels, pipeline, use
+):
+    from diffusers import UNet2DConditionModel
+
+    from fastsd_lib.generation.engine import load_engine
+
+    folder = shutil.copytree(tiny_pipeline.path, tmp_path / "other")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', f'"{pipeline}"'))
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config({**config, "in_channels": channels}).save_pretrained(folder / "unet")
+    with pytest.raises(UserError, match=f"other is a model for {use}, which is not drawn with here") as error:
+        load_engine(ModelFiles("sd1", "diffusers", folder), device="cpu")
+    assert error.value.fix == "take a text-to-image or inpainting model, such as 1.5."

@@ -164,7 +164,6 @@ def micro_set(folder: Path) -> tuple[Any, Any]:
 
 def serve(folder: Path) -> None:
     import torch
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401  the log's, before the forks
 
     import fastsd_lib.training.trainer  # noqa: F401
 

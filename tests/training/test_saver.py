@@ -233,6 +233,8 @@ def test_a_run_that_cannot_save_its_end_says_so_and_is_resumed_when_there_is_spa
         if event.task == "U-Net" and event.done >= 3 and not full_disk.full:
             while 6 not in [one.step for one in list_checkpoints(job.folder / "run/checkpoints")]:
                 time.sleep(0.01)  # it is written beside the training
+            for writing in [one for one in threading.enumerate() if one.name == "checkpoint"]:
+                writing.join()  # it has its name before the folder is synced
             full_disk.full = True
 
     with pytest.raises(UserError, match="The checkpoint of step 9 could not be written") as caught:

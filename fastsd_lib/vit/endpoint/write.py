@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import plain_disk_errors
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.vit import calibration_file
 from fastsd_lib.vit.config import CONFIG, PROCESSOR, WEIGHTS
 from fastsd_lib.vit.model import VitModel
@@ -25,7 +26,7 @@ def write_endpoint(model: VitModel, folder: Path | str) -> Path:
     An endpoint that stands there already is replaced; UserError when the folder holds anything else, or the model has
     no classes to tell.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not model.labels:
         raise UserError(
             f"{model.name} has no classifier, so an endpoint could tell no labels.",

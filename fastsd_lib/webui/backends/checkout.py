@@ -14,6 +14,7 @@ from typing import Any
 
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.files import atomic_path
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.webui.backends import git
 from fastsd_lib.webui.backends.config import Backend, BackendConfig
 from fastsd_lib.webui.backends.flags import Places, initial_settings
@@ -51,7 +52,7 @@ def prepare(backend: Backend, config: BackendConfig, say: Say = print) -> Checko
 
     Without network a ref that is there already is used as it is. UserError in one line for git, disk and Python.
     """
-    if config.model and not config.model.expanduser().is_file():
+    if config.model and not expanded(config.model).is_file():
         raise UserError(f"There is no model {config.model}.", fix="check the path, or leave model out.")
     places = Places.of(backend, config)
     _make_folders(places)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.webui.backends.config import Backend, BackendConfig
 
 #: kind of model: its folder's names in A1111's, Forge's and ComfyUI's layouts, A1111's first
@@ -65,8 +66,8 @@ class Places:
 
     @staticmethod
     def of(backend: Backend, config: BackendConfig) -> Places:
-        own = config.folder.expanduser().absolute() / backend.name
-        settings = config.settings_dir.expanduser().absolute() / backend.name if config.settings_dir else None
+        own = expanded(config.folder).absolute() / backend.name
+        settings = expanded(config.settings_dir).absolute() / backend.name if config.settings_dir else None
         return Places(
             code=own / "code",
             venv=own / "venv",
@@ -74,7 +75,7 @@ class Places:
             log=own / "log.txt",
             private=own / "private",
             settings=settings or own / "settings",
-            outputs=(config.outputs_dir or own / "outputs").expanduser().absolute(),
+            outputs=expanded(config.outputs_dir or own / "outputs").absolute(),
         )
 
 
@@ -120,7 +121,7 @@ def _plan_a1111(
     if "controlnet" in found and (forge or config.controlnet):
         arguments += ["--controlnet-dir", str(found["controlnet"])]
     if config.model:
-        arguments += ["--ckpt", str(config.model.expanduser().absolute())]
+        arguments += ["--ckpt", str(expanded(config.model).absolute())]
     if cpu:
         arguments += ["--skip-torch-cuda-test"]
         arguments += ["--always-cpu"] if forge else ["--use-cpu", "all", "--no-half"]
@@ -156,7 +157,7 @@ def _plan_comfyui(
         raise UserError("ComfyUI has no log-in of its own.", fix="leave its credentials out; our door asks.")
     paths = {kind: str(folder) for kind, folder in found.items()}
     if config.model:
-        one = str(config.model.expanduser().absolute().parent)
+        one = str(expanded(config.model).absolute().parent)
         paths["checkpoints"] = "\n".join(dict.fromkeys([*paths.get("checkpoints", one).split("\n"), one]))
     extra = places.private / "extra_model_paths.yaml"
     arguments = ["--port", str(port), "--disable-auto-launch"]
@@ -186,7 +187,7 @@ def model_folders(models_dir: Path | None) -> dict[str, Path]:
     """
     if models_dir is None:
         return {}
-    top = models_dir.expanduser().absolute()
+    top = expanded(models_dir).absolute()
     try:
         names = {entry.name.lower(): entry for entry in top.iterdir()}
     except OSError as error:

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.webui.tunnels.child import Child, Ended, Silent
 from fastsd_lib.webui.tunnels.opening import Claim, Opening, write_private
 
@@ -78,7 +79,7 @@ def _token(opening: Opening) -> str:
     fix = f"get one free of charge at {_DASHBOARD} and give it as a file or in Colab's Secrets."
     try:
         if config.ngrok_token_file:
-            token = config.ngrok_token_file.expanduser().read_text(encoding="utf-8-sig")
+            token = expanded(config.ngrok_token_file).read_text(encoding="utf-8-sig")
         elif config.ngrok_token:
             token = opening.within(10.0, config.ngrok_token, "getting the token", fix) or ""
         else:

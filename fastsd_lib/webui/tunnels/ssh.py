@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastsd_lib.core.errors import UserError
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.webui.door import is_loopback
 from fastsd_lib.webui.tunnels.child import Child
 from fastsd_lib.webui.tunnels.opening import Claim, Opening
@@ -117,7 +118,7 @@ def _command(opening: Opening, user: str, host: str, port: int, remote: int, pri
 
 def _private_key(opening: Opening, key: Path) -> Path:
     """The key file; a copy that only its owner reads where ssh would refuse it (Drive shows files to everybody)."""
-    key = key.expanduser()
+    key = expanded(key)
     try:
         if key.stat().st_mode & 0o077 == 0:
             return key

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fastsd_lib.core.errors import require
+from fastsd_lib.core.paths import expanded
 from fastsd_lib.vit.config import RunnerConfig
 from fastsd_lib.vit.model import EMBEDDED, VitModel, open_model
 from fastsd_lib.vit.model_files import EXPORT
@@ -64,7 +65,7 @@ def _opened(model: VitModel | str | Path) -> tuple[VitModel, Path | None]:
     """The model; and the export of it (model/exports/int8) when it was that which was named."""
     if isinstance(model, VitModel):
         return model, None
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if (folder / EXPORT).is_file():
         return open_model(folder.resolve().parents[1]), folder
     return open_model(model), None

@@ -81,13 +81,13 @@ def test_what_git_cannot_fetch_is_one_line(config_for, repository, tmp_path):
         ({"ref": "v9"}, "has no 'v9'"),
         ({"ref": "0" * 40}, "has no '0000"),
         ({"ref": "abcdef12"}, "cut short"),
-        ({"ref": "--upload-pack=touch /tmp/x"}, "no tag, branch or commit"),
+        ({"ref": f"--upload-pack=touch {tmp_path / 'made'}"}, "no tag, branch or commit"),
         ({"repository": str(tmp_path / "none")}, "does not exist"),
     ):
         with pytest.raises(UserError, match=meaning) as error:
             prepare(A1111, config_for(**more), quiet)
         assert "\n" not in error.value.message and error.value.fix
-        assert not (tmp_path / "local" / "a1111" / "code").exists()
+        assert not (tmp_path / "local" / "a1111" / "code").exists() and not (tmp_path / "made").exists()
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_is_fetched(config_for, tmp_path):
