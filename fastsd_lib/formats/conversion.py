@@ -154,9 +154,15 @@ def _yaml_beside(
     """
     if facts.prediction == "edm":
         return "", (f"{EDM_NOTE}: no header entry says so.",)
-    if not needs_yaml(facts.kind, facts.channels, facts.prediction):
-        return "", ()
     beside = target.with_suffix(".yaml")
+    away = "name another file to write to, or move the .yaml away first."
+    if not needs_yaml(facts.kind, facts.channels, facts.prediction):
+        if facts.prediction == "epsilon" and said_beside(target) == "v_prediction":
+            raise UserError(
+                f"{beside} is there already and says that the model predicts velocity; this one predicts noise.",
+                fix=away,
+            )
+        return "", ()
     if facts.guessed:  # written down it would be a fact to the next who reads it
         note = f"Nothing says what the model predicts, velocity by the look of its weights: no {beside.name} is written."
         return "", (note,)
@@ -164,8 +170,7 @@ def _yaml_beside(
     kept = beside.exists() and not (beside.is_file() and beside.read_bytes() == text.encode())
     if kept and said_beside(target) != "v_prediction":
         raise UserError(
-            f"{beside} is there already and does not say that this model predicts velocity.",
-            fix="name another file to write to, or move the .yaml away first.",
+            f"{beside} is there already and does not say that this model predicts velocity.", fix=away
         )
     note = f"{beside.name} beside it tells A1111 and Forge that it predicts velocity: keep the two together."
     if kept:

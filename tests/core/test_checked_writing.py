@@ -154,7 +154,7 @@ def test_the_first_wrong_byte_is_named_exactly(tmp_path, zeros):
         with pytest.raises(ReadsBackDifferently) as wrong:
             write_checked(lying, [Piece("x", 5, content)])
         assert wrong.value.at == 5 + zeros
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("after", [0, 1, 40])
@@ -169,7 +169,7 @@ def test_what_goes_wrong_while_bytes_are_made_comes_out_and_no_thread_stays(sour
 
     with pytest.raises(KeyboardInterrupt):
         write_checked(out, pieces(), sha256=True)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")

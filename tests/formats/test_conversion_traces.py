@@ -120,6 +120,19 @@ def test_a_yaml_that_says_otherwise_is_neither_claimed_nor_overwritten(models, t
     assert any("o.yaml" in note and "was there already" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_yaml_of_velocity_beside_a_model_of_noise_is_refused(models, tmp_path, name):
+    (tmp_path / "o.yaml").write_text(EPSILON_YAML.replace("eps", "v"))
+    with pytest.raises(
+        UserError, match="says that the model predicts velocity; this one predicts noise"
+    ) as error:
+        convert_model(models[name], tmp_path / "o.safetensors")
+    assert "move the .yaml away" in error.value.fix and names(tmp_path) == {"o.yaml"}
+    (tmp_path / "o.yaml").write_text(EPSILON_YAML)
+    convert_model(models[name], tmp_path / "o.safetensors")
+    assert names(tmp_path) == {"o.yaml", "o.safetensors"}
+
+
 def test_the_yaml_that_a_killed_run_left_is_taken_as_it_is(models, tmp_path):
     convert_model(models["sd2"], tmp_path / "o.safetensors")
     (tmp_path / "o.safetensors").unlink()

@@ -1,8 +1,10 @@
 import pytest
+from model_site import contents
 from PIL import Image, ImageDraw
 
 from fastsd_lib.training.config import DreamBoothConfig
 from fastsd_lib.workflows import dreambooth
+from tests.bad_server import bad_server, model_bytes
 
 
 @pytest.fixture
@@ -40,3 +42,26 @@ def session(photos, tmp_path):
     session = dreambooth.open_session("my cat", tmp_path / "root")
     dreambooth.add_photos(session, photos)
     return session
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return contents(tmp_path_factory.mktemp("made") / "files")
+
+
+@pytest.fixture
+def site(files, monkeypatch, tmp_path):
+    """Serves /f/NAME; no token and no cache of the user's is in reach."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in (
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HOME",
+        "CIVITAI_TOKEN",
+        "CIVITAI_API_TOKEN",
+        "CIVITAI_API_KEY",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    with bad_server(model_bytes()) as server:
+        server.ways["f"] = lambda request: request.give(files[request.path.split("/")[-1]])
+        yield server

@@ -74,7 +74,7 @@ def test_what_is_wrong_is_said_before_anything_starts(config, what, tmp_path):
     before = threading.active_count()
     with pytest.raises(UserError, match=what):
         launch(config, root=tmp_path)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_it_is_up_behind_a_password_through_the_public_address_and_nothing_is_left(forwarder, tmp_path):
