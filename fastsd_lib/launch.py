@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -39,6 +40,10 @@ PROFILE_OF = {
 def main(argv: list[str]) -> int:
     """Run one command line; 2 and two lines on stderr for anything a user can cause."""
     threads.spin_briefly()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file's name may hold what the terminal cannot show
     try:
         return _run(argv)
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy
 import pytest
 import safetensors
 import safetensors.numpy
+import torch
 
 from fastsd_lib.cli import main
 from fastsd_lib.core.errors import UserError
@@ -186,8 +188,6 @@ def test_the_number_format_is_the_one_asked_for_and_the_values_are_those_that_nu
 
 
 def test_a_ckpt_is_written_that_torch_opens_without_running_anything(fastsd, exported, tmp_path):
-    import torch
-
     fastsd("convert", exported, tmp_path / "one.ckpt")
     state = torch.load(tmp_path / "one.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     before = weights(exported)
@@ -377,3 +377,24 @@ def test_the_yaml_of_docs_models_md_is_read_as_it_stands(fastsd, tmp_path):
     (tmp_path / "Fast-Dreambooth/models.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     value = fastsd("models", "info", "mine", "--root", tmp_path, "--json")
     assert (value["name"], value["family"], len(value["mirrors"])) == ("my-style", "sdxl", 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_file_whose_name_is_no_utf_8_is_converted_and_identified(tmp_path, suffix):
+    name = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())  # as an archive from an old Windows has them
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as a terminal in UTF-8 is printed to
+    for words in (["convert", EMBEDDED_FOLDER, name], ["identify", name, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fastsd_lib", *words], capture_output=True, text=True, cwd=REPOSITORY, env=strict
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "caf?" in done.stdout and name.is_file()
+    readable = tmp_path / f"same{suffix}"
+    os.link(name, readable)
+    said = (
+        safetensors.safe_open(readable, "np").metadata()
+        if suffix == ".safetensors"
+        else torch.load(readable, weights_only=True)
+    )
+    assert said["modelspec.title"] == "caf?"

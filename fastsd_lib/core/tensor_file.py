@@ -199,7 +199,8 @@ def disk_lies(named: Path, places: Places, at: int) -> UserError:
 
 def header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> bytes:
     """All that stands before the data of `tensors` in their order."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    texts = {name: whole_text(text) for name, text in metadata.items()}
+    header: dict[str, object] = {"__metadata__": texts} if texts else {}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.size_bytes
@@ -212,6 +213,11 @@ def header_bytes(tensors: Sequence[NewTensor], metadata: Mapping[str, str]) -> b
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % ALIGNED_BYTES)
     return struct.pack("<Q", len(text)) + text
+
+
+def whole_text(text: str) -> str:
+    """`text` with ? for what is no character: such as a title made of a file's name that is not UTF-8."""
+    return HALF_A_CHARACTER.sub("?", text)
 
 
 def _parse_header(

@@ -17,7 +17,14 @@ from pathlib import Path
 from fastsd_lib.core.checked_writing import Piece, ReadsBackDifferently, write_checked
 from fastsd_lib.core.errors import UserError
 from fastsd_lib.core.progress import ProgressEvent, Report, silent
-from fastsd_lib.core.tensor_file import BYTES_PER_VALUE, NewTensor, Places, disk_lies, tensor_pieces
+from fastsd_lib.core.tensor_file import (
+    BYTES_PER_VALUE,
+    NewTensor,
+    Places,
+    disk_lies,
+    tensor_pieces,
+    whole_text,
+)
 
 STORAGES = {
     "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
@@ -50,7 +57,8 @@ def write_ckpt(
     """
     named = named or path
     _refuse_new_dtypes(tensors, named)
-    extra = dict({"epoch": 0, "global_step": 0} if extra is None else extra)
+    extra = {"epoch": 0, "global_step": 0} if extra is None else extra
+    extra = {name: whole_text(value) if isinstance(value, str) else value for name, value in extra.items()}
     if hash_key:
         extra[hash_key] = "0x" + "?" * 64
     if WEIGHTS in extra:  # the later of two entries is the one that a reader keeps
