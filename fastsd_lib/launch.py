@@ -41,9 +41,8 @@ def main(argv: list[str]) -> int:
     """Run one command line; 2 and two lines on stderr for anything a user can cause."""
     threads.spin_briefly()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a file's name may hold what the terminal cannot show
+        # A file's name may hold what the terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(argv)
     except UserError as error:
