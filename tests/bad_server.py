@@ -21,7 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from fastsd_lib.models.downloading import DownloadRules
+
 ETAG = '"one"'
+# A download from here: few tries, short waits, several parts of a small file.
+QUICK = DownloadRules(
+    stall_s=5,
+    tries=2,
+    wait_s=0.01,
+    save_s=0.05,
+    segment_bytes=32 << 10,
+    http_allowed=True,
+    private_allowed=True,
+)
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota\n exceeded &amp; more</title></head><body>no</body></html>"
 
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 from fastsd_lib.core.tensor_file import NewTensor, write_tensor_file
 from fastsd_lib.formats.ckpt_writing import write_ckpt
 from fastsd_lib.models import registry
-from fastsd_lib.models.downloading import DownloadRules
 from fastsd_lib.workflows import civitai
 from fastsd_lib.workflows.model_downloads import STAGING, download
 from fastsd_lib.workflows.model_sources import Hosts
+from tests.bad_server import QUICK
 
 EXTRAS = registry.EXTRAS_FOLDER
-RULES = DownloadRules(
-    stall_s=5,
-    tries=2,
-    wait_s=0.01,
-    save_s=0.02,
-    segment_bytes=32 << 10,
-    http_allowed=True,
-    private_allowed=True,
-)
 UNET = "model.diffusion_model.input_blocks"
 CHECKPOINT = {
     f"{UNET}.0.0.weight": (8, 4, 3, 3), f"{UNET}.1.1.transformer_blocks.0.attn2.to_k.weight": (8, 768),
@@ -59,7 +50,7 @@ def contents(folder):
 
 def hosts(site):
     shop = site.url if hasattr(site, "shop") else civitai.ENDPOINT
-    return Hosts(hub=site.url, civitai=shop, rules=RULES)
+    return Hosts(hub=site.url, civitai=shop, rules=QUICK)
 
 
 def take(site, text, root, **more):

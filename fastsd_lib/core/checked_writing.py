@@ -38,7 +38,7 @@ _FLUSHED_BYTES = 16 << 20  # the disk is told of so many at a time
 # A file of more than this share of the memory would push out what others read, and each fresh page costs more than
 # writing it does where a host lends memory to virtual machines: 2.6 s in place of 13 for 5 GB. Of such a file only the
 # last bytes stay in memory; a smaller one stays whole, for whoever opens it next.
-_KEPT_SHARE = 5
+_LARGE_SHARE = 1 / 5
 _KEPT_BYTES = 256 << 20
 
 
@@ -88,7 +88,7 @@ def write_checked(
     with ExitStack() as opened, ThreadPoolExecutor(_THREADS, thread_name_prefix="write") as workers:
         writer = _Writer(path, checksums, opened)
         file = opened.enter_context(path.open("r+b", buffering=0)).fileno()
-        flusher = _Flusher(file, forgets=size_bytes * _KEPT_SHARE > physical_bytes() > 0)
+        flusher = _Flusher(file, forgets=0 < physical_bytes() * _LARGE_SHARE < size_bytes)
 
         def finish_one() -> None:
             batch, done = waiting.popleft()

@@ -22,13 +22,10 @@ from fastsd_lib.models.downloading import (
     Source,
     download_file,
 )
-from tests.bad_server import bad_server, certificate, model_bytes
+from tests.bad_server import QUICK, bad_server, certificate, model_bytes
 
 DATA = model_bytes()
-QUICK = DownloadRules(
-    most_bytes=2_000_000, stall_s=5, tries=2, wait_s=0.01, save_s=0.05, segment_bytes=64 << 10,
-    http_allowed=True, private_allowed=True,
-)  # fmt: skip
+RULES = replace(QUICK, most_bytes=2_000_000, segment_bytes=64 << 10)
 STALLS = ("drip", "slow-headers", "silent")  # where a try ends by waiting: it is not waited for long
 
 
@@ -38,7 +35,7 @@ def server():
         yield bad
 
 
-def fetched(server, way, folder, rules=QUICK, **known):
+def fetched(server, way, folder, rules=RULES, **known):
     return download_file([Source(f"{server.url}/{way}", **known)], folder, rules)
 
 
@@ -133,7 +130,7 @@ def test_a_whole_file_arrives_under_a_name_that_is_no_path(server, tmp_path, way
 )  # fmt: skip
 def test_what_is_no_whole_file_leaves_one_line_and_nothing_else(server, tmp_path, way, why):
     with pytest.raises(DownloadRefused, match=why) as caught:
-        fetched(server, way, tmp_path, replace(QUICK, stall_s=0.5) if way in STALLS else QUICK)
+        fetched(server, way, tmp_path, replace(RULES, stall_s=0.5) if way in STALLS else RULES)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in caught.value.message and caught.value.message.startswith(server.url)
     assert caught.value.fix.endswith(".")
@@ -192,7 +189,7 @@ def internet(monkeypatch, tmp_path):
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
         monkeypatch.setattr(socket, "create_connection", dial)
         rules = replace(
-            QUICK,
+            RULES,
             http_allowed=False,
             private_allowed=False,
             ssl_context=ssl.create_default_context(cafile=str(file)),
@@ -255,12 +252,12 @@ def test_mirrors_are_tried_in_order_and_each_reason_is_told(server, tmp_path):
     sources = [
         Source(f"{server.url}/{way}") for way in ("missing/a", "page/b", "good/c.safetensors", "good/never")
     ]
-    assert download_file(sources, tmp_path / "a", QUICK).name == "c.safetensors"
+    assert download_file(sources, tmp_path / "a", RULES).name == "c.safetensors"
     with pytest.raises(
         DownloadRefused,
         match=r"None of 2 addresses .*missing/a has no such file .*; .*page/b gives a web page",
     ):
-        download_file(sources[:2], tmp_path / "b", QUICK)
+        download_file(sources[:2], tmp_path / "b", RULES)
     assert list((tmp_path / "b").iterdir()) == []
     with pytest.raises(DownloadRefused, match="no address to fetch from"):
         download_file([], tmp_path)
@@ -318,14 +315,14 @@ def test_the_suffix_is_that_of_the_content(server, tmp_path):
 
 
 def test_a_disk_that_is_too_full_is_told_before_a_byte_comes_and_meanwhile(server, tmp_path, monkeypatch):
-    rules, usage = replace(QUICK, most_bytes=10**18), namedtuple("usage", "total used free")
+    rules, usage = replace(RULES, most_bytes=10**18), namedtuple("usage", "total used free")
     with pytest.raises(UserError, match=r"GB free, and 1,000,000\.1 GB are needed") as caught:
         download_file([Source(f"{server.url}/huge"), Source(f"{server.url}/good/a")], tmp_path, rules)
     assert "free some space" in caught.value.fix and list(tmp_path.iterdir()) == []
     free = iter([10**9] * 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, next(free, 10**6)))
     with pytest.raises(UserError, match=r"0\.0 GB free"):
-        download_file([Source(f"{server.url}/drip")], tmp_path, QUICK)
+        download_file([Source(f"{server.url}/drip")], tmp_path, RULES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,14 +335,14 @@ def test_progress_tells_bytes_and_speed_and_a_stop_is_heard_at_once(server, tmp_
 
     source = [Source(f"{server.url}/paced/a.safetensors")]
     with pace(server, 0.4), pytest.raises(DownloadStopped, match="was stopped") as caught:
-        download_file(source, tmp_path, QUICK, report, asked.is_set)
+        download_file(source, tmp_path, RULES, report, asked.is_set)
     assert "goes on where it stopped" in caught.value.fix
     event = events[0]
     assert event.task == "download a.safetensors" and 0 < event.done < event.total == len(DATA)
     assert re.fullmatch(r"0 of 0 MB, 0\.\d MB/s", event.facts[""]) and event.facts["bytes_per_s"] > 0
     before = len(server.asked)
-    assert download_file(source, tmp_path, QUICK).read_bytes() == DATA
-    assert server.asked[before][1]["range"] != f"bytes=0-{QUICK.segment_bytes - 1}"
+    assert download_file(source, tmp_path, RULES).read_bytes() == DATA
+    assert server.asked[before][1]["range"] != f"bytes=0-{RULES.segment_bytes - 1}"
 
 
 def test_two_programs_do_not_write_one_file(server, tmp_path):
@@ -355,14 +352,14 @@ def test_two_programs_do_not_write_one_file(server, tmp_path):
     source = [Source(f"{server.url}/held/a.safetensors")]
     other = threading.Thread(
         target=download_file,
-        args=(source, tmp_path, replace(QUICK, stall_s=20)),
+        args=(source, tmp_path, replace(RULES, stall_s=20)),
         kwargs={"should_stop": lambda: inside.set() or False},
     )
     other.start()
     try:
         assert inside.wait(10)
         with pytest.raises(UserError, match="Another program is fetching this very file"):
-            download_file(source, tmp_path, QUICK)
+            download_file(source, tmp_path, RULES)
     finally:
         refused.set()
         other.join()

@@ -15,24 +15,14 @@ import pytest
 
 from fastsd_lib.models.downloading import (
     DownloadRefused,
-    DownloadRules,
     DownloadStopped,
     Source,
     download_file,
 )
-from tests.bad_server import ETAG, bad_server, model_bytes
+from tests.bad_server import ETAG, QUICK, bad_server, model_bytes
 
 DATA = model_bytes(100_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-QUICK = DownloadRules(
-    stall_s=5,
-    tries=2,
-    wait_s=0.01,
-    save_s=0.05,
-    segment_bytes=32 << 10,
-    http_allowed=True,
-    private_allowed=True,
-)
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
